@@ -1,0 +1,61 @@
+# What a user or a developer runs; `make` alone lists it. PYTHON and VENV choose the interpreter and the environment.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+.PHONY: help install score test test-all lint bench clean
+
+PYTHON ?= python3.11
+VENV ?= .venv
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip --no-input --disable-pip-version-check --quiet
+# FASTALTER_STRICT turns a skipped test into a failure, unless its reason is that no ground truth was given.
+PYTEST := FASTALTER_STRICT=1 $(PY) -m pytest
+CSRC := $(shell find csrc -type f)
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+install: $(VENV)/.package  ## make .venv and install the package into it, editable; does nothing when nothing changed
+
+score: install  ## score bevfusion-tiny (random weights, seed 0) on a seeded example batch, artifacts in out/
+	@mkdir -p out
+	$(PY) -m fastalter.score --model bevfusion-tiny --seed 0 --ratio 0.8 \
+	    --out out/scores.safetensors --mask out/mask.safetensors --plot out/kept.png
+
+test: install  ## what a change can break; minutes
+	$(PYTEST) -m "not slow" --benchmark-disable tests bench
+
+test-all: install  ## everything, full-size models included; writes docs/test-all.txt
+	$(PYTEST) --benchmark-disable tests bench | tee $(VENV)/test-all.log
+	{ printf '%s, commit %s\n' "$$(date -u +%F)" "$$(git rev-parse --short HEAD)"; tail -n 1 $(VENV)/test-all.log; } > docs/test-all.txt
+
+lint: install  ## ruff, mypy, clang-format and the layering rules
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	$(VENV)/bin/clang-format --dry-run -Werror $(filter %.h %.hpp %.cpp %.cu %.cuh,$(CSRC))
+	$(PYTEST) -q tests/test_layering.py
+
+bench: install  ## time the ops; the numbers of docs/results.md
+	$(PY) -m pytest --benchmark-only bench
+
+clean:  ## remove the environment and everything built
+	rm -rf $(VENV) build out *.egg-info fastalter/*.so fastalter/ops/*.so
+
+$(VENV)/.created:
+	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) is not on the PATH: install it or give PYTHON=..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+# The build runs without isolation, so what it needs (torch above all) is there before it.
+$(VENV)/.build-tools: $(VENV)/.created pyproject.toml constraints.txt
+	@echo "installing torch and the build tools (about 3 GB on a first run)"
+	$(PIP) install -c constraints.txt $$($(PY) -c \
+	    'import tomllib; print(*(r.replace(" ", "") for r in tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"]))')
+	touch $@
+
+$(VENV)/.package: $(VENV)/.build-tools setup.py CMakeLists.txt $(CSRC)
+	@echo "installing fastalter (editable) and its tools"
+	$(PIP) install --no-build-isolation -c constraints.txt -e '.[dev]'
+	touch $@
