@@ -1,0 +1,102 @@
+"""Which implementation serves which device, and why the others do not.
+
+Left alone, torch's dispatcher chooses by device: the compiled library where it has a kernel, the reference elsewhere. A
+CUDA tensor is served on its own device, never through the CPU. FASTALTER_BACKEND=reference|cpp|triton|cuda|cupy asks for
+one implementation by name and gets that one or a BackendError. Compiled libraries load on first use and are never built
+here.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastalter.errors import BackendError
+from fastalter.ops import reference
+
+VARIABLE = "FASTALTER_BACKEND"
+OPS = ("indicator_sums", "alter_score", "kth_value", "make_mask", "apply_mask")
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One way of running the ops: the device it is for, the ops it has, and the library file it comes in, if any."""
+
+    name: str
+    device: str | None  # None: any device
+    ops: tuple[str, ...]
+    library: str | None = None
+
+
+# Fastest first: of two that can serve a device, the dispatcher has the earlier one.
+BACKENDS = (
+    Backend("cpp", "cpu", OPS, "libfastalter_cpu.so"),
+    Backend("cuda", "cuda", ("apply_mask",), "libfastalter_cuda.so"),
+    Backend("triton", "cuda", ()),
+    Backend("cupy", "cuda", ()),
+    Backend("reference", None, OPS),
+)
+
+
+def library_path(backend: Backend) -> Path:
+    """Where the build puts the backend's library: beside this file."""
+    assert backend.library is not None
+    return Path(__file__).with_name(backend.library)
+
+
+@functools.cache
+def load(backend: Backend) -> str | None:
+    """Load the backend's compiled library, once. Returns None if it is there (or needs none), else why it is not."""
+    if backend.library is None:
+        return None
+    path = library_path(backend)
+    if not path.exists():
+        return f"{path.name} is not built: pip install --no-build-isolation . builds it"
+    try:
+        torch.ops.load_library(path)
+    except OSError as error:
+        return f"{path.name} does not load: {str(error).splitlines()[0]}"
+    return None
+
+
+def obstacle(backend: Backend, op: str, device: str) -> str | None:
+    """Why `backend` cannot run `op` on tensors of this device type; None if it can."""
+    if op not in backend.ops:
+        return f"has no {op}"
+    if backend.device not in (None, device):
+        return f"runs on {backend.device} tensors only"
+    return load(backend)
+
+
+def serving(op: str, device: str) -> Backend:
+    """The backend whose implementation runs `op` on this device type. Raises BackendError if a forced one cannot."""
+    forced = os.environ.get(VARIABLE, "")
+    if forced:
+        return _forced(forced, op, device)
+    return next(backend for backend in BACKENDS if obstacle(backend, op, device) is None)
+
+
+def implementation(op: str, device: torch.device) -> Callable[..., Any]:
+    """What to call to run `op` on this device: the reference itself, or the dispatcher's op with its library loaded."""
+    if serving(op, device.type).name == "reference":
+        chosen: Callable[..., Any] = getattr(reference, op)
+    else:
+        chosen = getattr(torch.ops.fastalter, op).default
+    return chosen
+
+
+def _forced(name: str, op: str, device: str) -> Backend:
+    for backend in BACKENDS:
+        if backend.name == name:
+            reason = obstacle(backend, op, device)
+            if reason is None:
+                return backend
+            raise BackendError(f"{VARIABLE}={name} cannot run {op} on {device}: {name} {reason}; unset {VARIABLE}")
+    known = ", ".join(backend.name for backend in BACKENDS)
+    raise BackendError(f"{VARIABLE}={name} names no implementation: choose one of {known}, or unset it")
