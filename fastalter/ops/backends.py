@@ -1,9 +1,9 @@
 """Which implementation serves which device, and why the others do not.
 
 Left alone, torch's dispatcher chooses by device: the compiled library where it has a kernel, the reference elsewhere. A
-CUDA tensor is served on its own device, never through the CPU. FASTALTER_BACKEND=reference|cpp|triton|cuda|cupy asks for
-one implementation by name and gets that one or a BackendError. Compiled libraries load on first use and are never built
-here.
+CUDA tensor is served on its own device, never through the CPU. FASTALTER_BACKEND=reference|cpp|triton|cuda|cupy asks
+for one implementation by name and gets that one or a BackendError. Compiled libraries load on first use and are never
+built here.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 The wrappers check what they are given, once, and hand it to the implementation that `backends` chooses; the
 implementations behind them may then assume well-formed arguments. An *arena* is a 1-D contiguous tensor, float32 or
-float64; all arenas of one call share size, dtype (T below) and device. Every op gives the same bits for any thread count.
+float64; all arenas of one call share size, dtype (T below) and device. Every op gives the same bits for any number of
+threads.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from fastalter.ops.reference import HISTOGRAM_BINS
 SCHEMAS = {
     "indicator_sums": "(Tensor theta, Tensor grad, Tensor[] start, Tensor[] end) -> Tensor",
     "alter_score": "(Tensor(a!) score, Tensor(b!) histogram, Tensor theta, Tensor grad, Tensor[] start, Tensor[] end, "
-    "float alpha, float beta, float deci_weight, float[] reri_weights, Tensor(c!)? deci=None, Tensor(d!)? reri=None) -> ()",
+    "float alpha, float beta, float deci_weight, float[] reri_weights, Tensor(c!)? deci=None, Tensor(d!)? reri=None) "
+    "-> ()",
     "kth_value": "(Tensor score, int keep, Tensor? histogram=None) -> (Tensor threshold, Tensor cut)",
     "make_mask": "(Tensor score, Tensor threshold, Tensor cut, Tensor segments) -> (Tensor mask, Tensor kept)",
     "apply_mask": "(Tensor(a!)[] theta, Tensor mask, int[] offsets) -> ()",
@@ -86,7 +88,6 @@ def alter_score(
     grad: Tensor,
     start: Sequence[Tensor] = (),
     end: Sequence[Tensor] = (),
-    *,
     alpha: float = 1.0,
     beta: float = 1.0,
     deci_weight: float = 1.0,
@@ -140,8 +141,8 @@ def kth_value(score: Tensor, keep: int, histogram: Tensor | None = None) -> tupl
 def make_mask(score: Tensor, threshold: Tensor, cut: Tensor, segments: Tensor) -> tuple[Tensor, Tensor]:
     """Bit-packed mask of the scores that stay: score > threshold, or equal to it with index <= cut.
 
-    Args: score: arena [N]. threshold, cut: 0-dim, as `kth_value` returns them. segments: int64 [K + 1], ascending offsets
-    into the arena, within 0..N.
+    Args: score: arena [N]. threshold, cut: 0-dim, as `kth_value` returns them. segments: int64 [K + 1], ascending
+    offsets into the arena, within 0..N.
     Returns: mask uint8 [8*ceil(N/64)], element i is bit i % 8 (least significant first) of byte i // 8, padding bits 0;
     kept int64 [K], the number of elements kept in each segment.
     Raises: MaskError if an argument has another dtype, shape or device, or the segments are not ascending in 0..N.
@@ -165,8 +166,9 @@ def make_mask(score: Tensor, threshold: Tensor, cut: Tensor, segments: Tensor) -
 def apply_mask(theta: Sequence[Tensor], mask: Tensor, offsets: Sequence[int]) -> None:
     """Set to +0.0, in place, every element whose bit is 0; the others keep their bits.
 
-    Args: theta: tensors of any shape, float32 or float64, of any dense strides (channels_last, transposed). mask: uint8,
-    as `make_mask` returns it. offsets: per tensor, the bit of its first element; bits follow logical row-major order.
+    Args: theta: tensors of any shape, float32 or float64, of any dense strides (channels_last, transposed). mask:
+    uint8, as `make_mask` returns it. offsets: per tensor, the bit of its first element; bits follow logical row-major
+    order, whatever the strides.
     Works on parameters that require grad, without autograd seeing it; bumps their version counters.
     Raises: MaskError if a tensor's bits lie outside the mask, or a dtype, device or stride cannot be served.
     """
