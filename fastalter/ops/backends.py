@@ -20,6 +20,7 @@ import torch
 from fastalter.errors import BackendError
 from fastalter.ops import reference
 
+_torch_ops: Any = torch.ops  # untyped in torch
 VARIABLE = "FASTALTER_BACKEND"
 OPS = ("indicator_sums", "alter_score", "kth_value", "make_mask", "apply_mask")
 
@@ -59,7 +60,7 @@ def load(backend: Backend) -> str | None:
     if not path.exists():
         return f"{path.name} is not built: pip install --no-build-isolation . builds it"
     try:
-        torch.ops.load_library(path)
+        _torch_ops.load_library(path)
     except OSError as error:
         return f"{path.name} does not load: {str(error).splitlines()[0]}"
     return None
@@ -87,7 +88,7 @@ def implementation(op: str, device: torch.device) -> Callable[..., Any]:
     if serving(op, device.type).name == "reference":
         chosen: Callable[..., Any] = getattr(reference, op)
     else:
-        chosen = getattr(torch.ops.fastalter, op).default
+        chosen = getattr(_torch_ops.fastalter, op).default
     return chosen
 
 

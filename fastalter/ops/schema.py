@@ -9,6 +9,7 @@ threads.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,41 +28,44 @@ SCHEMAS = {
     "apply_mask": "(Tensor(a!)[] theta, Tensor mask, int[] offsets) -> ()",
 }
 
-# Kept for the life of the process: deleting a Library takes its registrations with it.
-_library = torch.library.Library("fastalter", "DEF")
-for _name, _schema in SCHEMAS.items():
-    _library.define(_name + _schema)
-    # "CompositeExplicitAutograd" serves every device that has no kernel of its own.
-    _library.impl(_name, getattr(reference, _name), "CompositeExplicitAutograd")
-
 
 # ---- fake implementations: shapes and dtypes only, for torch.compile and the meta device ----------------------------
 
 
-@torch.library.register_fake("fastalter::indicator_sums", lib=_library)
-def _indicator_sums_fake(theta: Tensor, grad: Tensor, start: Sequence[Tensor], end: Sequence[Tensor]) -> Tensor:
+def _fake_indicator_sums(theta: Tensor, grad: Tensor, start: Sequence[Tensor], end: Sequence[Tensor]) -> Tensor:
     return theta.new_empty(1 + len(start), dtype=torch.float64)
 
 
-@torch.library.register_fake("fastalter::alter_score", lib=_library)
-def _alter_score_fake(*arguments: object, **options: object) -> None:
+def _fake_alter_score(*arguments: object, **options: object) -> None:
     return None
 
 
-@torch.library.register_fake("fastalter::kth_value", lib=_library)
-def _kth_value_fake(score: Tensor, keep: int, histogram: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def _fake_kth_value(score: Tensor, keep: int, histogram: Tensor | None = None) -> tuple[Tensor, Tensor]:
     return score.new_empty(()), score.new_empty((), dtype=torch.int64)
 
 
-@torch.library.register_fake("fastalter::make_mask", lib=_library)
-def _make_mask_fake(score: Tensor, threshold: Tensor, cut: Tensor, segments: Tensor) -> tuple[Tensor, Tensor]:
+def _fake_make_mask(score: Tensor, threshold: Tensor, cut: Tensor, segments: Tensor) -> tuple[Tensor, Tensor]:
     mask = score.new_empty((score.numel() + 63) // 64 * 8, dtype=torch.uint8)
     return mask, segments.new_empty(segments.numel() - 1)
 
 
-@torch.library.register_fake("fastalter::apply_mask", lib=_library)
-def _apply_mask_fake(theta: Sequence[Tensor], mask: Tensor, offsets: Sequence[int]) -> None:
+def _fake_apply_mask(theta: Sequence[Tensor], mask: Tensor, offsets: Sequence[int]) -> None:
     return None
+
+
+def _register() -> object:
+    """Define the ops with torch; the returned library must outlive them, for its end takes the registrations along."""
+    torch_library: Any = torch.library  # untyped in torch
+    library = torch_library.Library("fastalter", "DEF")
+    for name, schema in SCHEMAS.items():
+        library.define(name + schema)
+        # "CompositeExplicitAutograd" serves every device that has no kernel of its own.
+        library.impl(name, getattr(reference, name), "CompositeExplicitAutograd")
+        torch_library.register_fake(f"fastalter::{name}", globals()[f"_fake_{name}"], lib=library)
+    return library
+
+
+_library = _register()
 
 
 # ---- typed wrappers -------------------------------------------------------------------------------------------------
