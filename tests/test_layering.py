@@ -57,6 +57,7 @@ IMPORTS = package_imports()
 def test_the_parser_sees_every_form_of_import():
     source = (
         "import fastalter.masks\nfrom .. import criteria\nfrom ..masks.select import x\ndef f():\n    from . import y\n"
+        "importlib.import_module('fastalter.structure')\n"
     )
     names = {name for _, name in imports_of(source, "fastalter.models.swin", package=False)}
     assert names == {
@@ -64,6 +65,7 @@ def test_the_parser_sees_every_form_of_import():
         "fastalter.criteria",
         "fastalter.masks.select.x",
         "fastalter.models.y",
+        "fastalter.structure",
         "fastalter.structure",
     }
     assert {n for _, n in imports_of("from . import z", "fastalter.models", package=True)} == {"fastalter.models.z"}
