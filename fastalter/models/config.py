@@ -1,6 +1,7 @@
 """One configuration of BEVFusion-mit, from full size down to the tiny model: same classes, other numbers.
 
-Defaults are the published camera+LiDAR detection model (Swin-T, voxel 0.075 m). Lengths in metres, images in pixels (H, W).
+Defaults are the published camera+LiDAR detection model (Swin-T, voxel 0.075 m). Lengths in metres, images in pixels
+(H, W).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ class SwinConfig:
     window_size: int = 7
     mlp_ratio: int = 4
     out_indices: tuple[int, ...] = (1, 2, 3)
+    drop_path_rate: float = 0.2
 
 
 @dataclass(frozen=True)
