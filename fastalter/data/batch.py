@@ -34,8 +34,15 @@ class Batch:
     image_aug         [B, N, 4, 4] original pixels -> pixels of `images` (scale, crop, flip, rotation)
     lidar_aug         [B, 4, 4] unaugmented LiDAR frame -> the frame of `points` and `boxes`
     boxes             B tensors [G_i, 9], canonical convention of `fastalter.data.boxes`
-    labels            B tensors [G_i] int64, indices into `CLASS_NAMES`
+    labels            B tensors [G_i] int64, indices into `CLASS_NAMES`; -1 is an object no class claims
     tokens            B names, one per sample (sample token or frame name, plus the view)
+
+    All matrices multiply column vectors. lidar2image @ (x, y, z, 1) = (u d, v d, d, 1) with depth d in metres along the
+    optical axis; after the division by d, image_aug @ (u, v, d, 1) = (u', v', d, 1): its translation is in the last
+    column and it leaves the depth alone. Pixels are continuous, (0, 0) is the outer corner of the first pixel. The
+    camera frame is x right, y down, z forward. lidar2image = intrinsics @ inv(camera2lidar), and both
+    hold the ego motion between the LiDAR's and the camera's time stamps. A point p of `points` is lidar_aug @ (x, y,
+    z, 1) of the scan, so its pixel is found through lidar2image @ inv(lidar_aug) @ p.
     """
 
     images: Tensor
