@@ -1,0 +1,41 @@
+"""fastalter: find and prune what a camera-LiDAR fusion model's sensors do twice (AlterMOMA, NeurIPS 2024).
+
+Names load when they are first used (PEP 562), so `import fastalter` stays light.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from fastalter.version import __version__
+
+if TYPE_CHECKING:
+    from fastalter.altermoma import Reactivation
+    from fastalter.criteria import Scores
+    from fastalter.errors import FastalterError
+    from fastalter.masks import Mask
+    from fastalter.scoring import score_model
+
+_HOME = {
+    "FastalterError": "fastalter.errors",
+    "Mask": "fastalter.masks",
+    "Reactivation": "fastalter.altermoma",
+    "Scores": "fastalter.criteria",
+    "score_model": "fastalter.scoring",
+}
+_MODULES = ("checkpoint", "criteria", "data", "fusion", "masks", "models", "ops", "tasks")
+
+__all__ = ["FastalterError", "Mask", "Reactivation", "Scores", "__version__", "score_model"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name]), name)
+    if name in _MODULES:
+        return importlib.import_module(f"fastalter.{name}")
+    raise AttributeError(f"module 'fastalter' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, *_MODULES])

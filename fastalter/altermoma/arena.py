@@ -1,0 +1,174 @@
+"""The arena: all prunable weights as one flat buffer in branch order, and gradient accumulators of the same shape.
+
+Scores, thresholds and masks are a few sweeps over flat memory; a branch is a range; a weight is a view.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastalter.errors import ModelError, ScoringError
+from fastalter.fusion.weights import Weight
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One weight's place in the arena."""
+
+    name: str
+    shape: tuple[int, ...]
+    offset: int
+    size: int
+    branch: str
+
+
+class Layout:
+    """Which weight lies where: entries in branch order (sensors, then fusion), dense, without padding."""
+
+    def __init__(self, entries: Iterable[Entry]) -> None:
+        self.entries = list(entries)
+        self.size = sum(entry.size for entry in self.entries)
+        self.branches = list(dict.fromkeys(entry.branch for entry in self.entries))
+        self._by_name = {entry.name: entry for entry in self.entries}
+
+    @staticmethod
+    def of(weights: Sequence[Weight], branches: Sequence[str]) -> Layout:
+        """The layout of the prunable ones of these weights."""
+        entries, offset = [], 0
+        for branch in branches:
+            for weight in weights:
+                if weight.prunable and weight.branch == branch:
+                    size = weight.parameter.numel()
+                    entries.append(Entry(weight.name, tuple(weight.parameter.shape), offset, size, branch))
+                    offset += size
+        return Layout(entries)
+
+    def __getitem__(self, name: str) -> Entry:
+        if name not in self._by_name:
+            raise KeyError(f"{name!r} is not a prunable weight; there are {len(self.entries)}, see layout.entries")
+        return self._by_name[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._by_name
+
+    def range(self, branch: str) -> slice:
+        """Where a branch lies in the arena."""
+        inside = [entry for entry in self.entries if entry.branch == branch]
+        return slice(inside[0].offset, inside[-1].offset + inside[-1].size)
+
+    def segments(self) -> Tensor:
+        """Offsets [T + 1] of the weights, int64, the last one the arena's size."""
+        return torch.tensor([entry.offset for entry in self.entries] + [self.size], dtype=torch.int64)
+
+    def to_json(self) -> list[list[Any]]:
+        """[[name, shape, branch], ...] in arena order; offsets follow."""
+        return [[entry.name, list(entry.shape), entry.branch] for entry in self.entries]
+
+    @staticmethod
+    def from_json(rows: Sequence[Sequence[Any]]) -> Layout:
+        """The inverse of `to_json`."""
+        entries, offset = [], 0
+        for name, shape, branch in rows:
+            size = int(torch.Size(shape).numel())
+            entries.append(Entry(str(name), tuple(int(n) for n in shape), offset, size, str(branch)))
+            offset += size
+        return Layout(entries)
+
+
+class Accumulator:
+    """A flat buffer over the arena, without one branch's range if `skip` names one, that sums gradients.
+
+    A stage in which branch m is masked yields no gradient for m: its accumulators have no room for it.
+    """
+
+    def __init__(self, layout: Layout, like: Tensor, skip: str | None = None) -> None:
+        self.layout = layout
+        self.skip = skip
+        hole = layout.range(skip) if skip else slice(0, 0)
+        self._hole = hole
+        self.flat = torch.zeros(layout.size - (hole.stop - hole.start), dtype=like.dtype, device=like.device)
+        self._views = {e.name: self._view(e) for e in layout.entries if e.branch != skip}
+
+    def add(self, gradients: dict[str, Tensor]) -> None:
+        """Add gradients by weight name; names outside the arena or of the skipped branch are passed over."""
+        names = [name for name in gradients if name in self._views]
+        if names:
+            torch._foreach_add_([self._views[n] for n in names], [gradients[n].to(self.flat.dtype) for n in names])
+
+    def scale(self, factor: float) -> None:
+        """Sum -> mean."""
+        if factor != 1.0:
+            self.flat.mul_(factor)
+
+    def branch(self, name: str) -> Tensor:
+        """The branch's range, 1-D."""
+        inside = self.layout.range(name)
+        return self.flat[self._shift(inside.start) : self._shift(inside.stop - 1) + 1]
+
+    def first_not_finite(self) -> str | None:
+        """Name of the first weight with a NaN or infinite entry."""
+        return next((name for name, view in self._views.items() if not bool(torch.isfinite(view).all())), None)
+
+    def _shift(self, offset: int) -> int:
+        return offset if offset < self._hole.start else offset - (self._hole.stop - self._hole.start)
+
+    def _view(self, entry: Entry) -> Tensor:
+        start = self._shift(entry.offset)
+        return self.flat[start : start + entry.size].view(entry.shape)
+
+
+class Arena:
+    """theta and the accumulators of Algorithm 1.
+
+    theta           the weights at theta_init
+    grad            dL/dtheta with nothing masked, mean over D                         (DeCI, eq. 6)
+    start[m]        dL/dtheta with branch m masked, at theta_init, mean over D         (eq. 10, first term)
+    end[m]          the same at the reactivated theta_B                                (eq. 10, second term)
+
+    float64 where a weight is, else float32: weights of lower precision are cast up.
+    """
+
+    def __init__(self, weights: Sequence[Weight], branches: Sequence[str]) -> None:
+        self.layout = Layout.of(weights, branches)
+        parameters = {w.name: w.parameter for w in weights if w.prunable}
+        devices = {str(p.device) for p in parameters.values()}
+        if len(devices) > 1 or "meta" in devices:
+            raise ModelError(f"prunable weights on {', '.join(sorted(devices))}; move the model onto one device with data first")
+        double = any(p.dtype == torch.float64 for p in parameters.values())
+        first = next(iter(parameters.values()))
+        self.theta = torch.empty(self.layout.size, dtype=torch.float64 if double else torch.float32, device=first.device)
+        with torch.no_grad():
+            for entry in self.layout.entries:
+                self.theta[entry.offset : entry.offset + entry.size].view(entry.shape).copy_(parameters[entry.name])
+        self.grad = Accumulator(self.layout, self.theta)
+        self.start: dict[str, Accumulator] = {}
+        self.end: dict[str, Accumulator] = {}
+
+    def open_stage(self, masked: str) -> None:
+        """Room for the gradients of the stage in which `masked` is masked."""
+        self.start[masked] = Accumulator(self.layout, self.theta, skip=masked)
+        self.end[masked] = Accumulator(self.layout, self.theta, skip=masked)
+
+    def stages_of(self, branch: str) -> list[str]:
+        """The stages that a branch takes part in: those in which another branch is masked."""
+        return [masked for masked in self.start if masked != branch]
+
+    def check_finite(self) -> None:
+        """Raises ScoringError naming the weight and the stage where a gradient is NaN or infinite."""
+        for where, accumulator in self._accumulators():
+            name = accumulator.first_not_finite()
+            if name is not None:
+                raise ScoringError(
+                    f"{name}: its gradient {where} is not finite; lower lr= if it is a reactivated one, else look at the batch"
+                )
+
+    def _accumulators(self) -> Iterable[tuple[str, Accumulator]]:
+        yield "with nothing masked", self.grad
+        for masked in self.start:
+            yield f"with {masked} masked at theta_init", self.start[masked]
+            yield f"with {masked} masked after reactivation", self.end[masked]

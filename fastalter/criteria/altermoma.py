@@ -1,0 +1,30 @@
+"""The criterion `altermoma`: Algorithm 1, then AlterEva (METHOD; NeurIPS 2024)."""
+
+from __future__ import annotations
+
+from fastalter.altermoma import AlternateMasking, Arena, DirectPasses, SharedPasses, alter_eva
+from fastalter.criteria.problem import Problem, Ranking
+
+
+def altermoma(problem: Problem) -> Ranking:
+    """Score every weight of P by DeCI - ReRI (eq. 11 to 13).
+
+    Raises:
+        ScoringError: too few batches, a loss or gradient that is not finite, a masked branch that is not zero (direct form).
+    """
+    options, fusion = problem.options, problem.fusion
+    with problem.clock.stage("arena"):
+        arena = Arena(problem.weights, fusion.branch_names)
+    passes = (DirectPasses if options.direct else SharedPasses)(fusion, problem.weights, problem.clock, options.seed)
+    AlternateMasking(
+        branches=list(fusion.branches),
+        passes=passes,
+        parameters={w.name: w.parameter for w in problem.weights if w.parameter.requires_grad},
+        reinitialise=problem.reinitialise,
+        reactivation=options.reactivation,
+        reri_data=options.reri_data,
+        reuse_first=not options.direct,
+    ).run(arena, problem.batches, problem.clock, problem.progress)
+    with problem.clock.stage("score"):
+        result = alter_eva(arena, options.alpha, options.beta)
+    return Ranking(arena.layout, result.score, result.histogram, {"sums": result.sums}, result.warnings)

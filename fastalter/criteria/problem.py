@@ -1,0 +1,60 @@
+"""What every criterion is given, and what it gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from fastalter.altermoma import Batches, Clock, Layout, Progress, Reactivation, ReriData
+from fastalter.fusion import FusionModel, Weight
+
+
+@dataclass(frozen=True)
+class Options:
+    """Settings of a scoring run; a criterion reads those that concern it. See `fastalter.score_model`."""
+
+    reactivation: Reactivation = field(default_factory=Reactivation)
+    alpha: float = 1.0
+    beta: float = 1.0
+    reri_data: ReriData = "paired"
+    direct: bool = False
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A network ready to be scored: in scoring mode, its gradients on, its state kept elsewhere.
+
+    reinitialise  puts parameters and buffers back to theta_init; a criterion that trains calls it
+    """
+
+    fusion: FusionModel
+    weights: list[Weight]
+    batches: Batches
+    options: Options
+    reinitialise: Callable[[], None]
+    clock: Clock
+    progress: Progress
+
+
+@dataclass
+class Ranking:
+    """What a criterion found: higher means more worth keeping.
+
+    score      [N] over `layout`, float32 or float64
+    histogram  of the scores' keys as `ops.alter_score` counts it, or None
+    details    JSON-able facts for the artifact
+    warnings   one line each
+    """
+
+    layout: Layout
+    score: Tensor
+    histogram: Tensor | None = None
+    details: dict[str, Any] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+
+Criterion = Callable[[Problem], Ranking]

@@ -1,0 +1,171 @@
+"""`score_model`: borrow a model, run a criterion on it, give it back bitwise."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+
+from fastalter.altermoma import Batches, Clock, Progress, Reactivation, ReriData
+from fastalter.criteria import CRITERIA, Options, Problem, Scores
+from fastalter.errors import ScoringError
+from fastalter.fusion import FusionModel, Weight, adapt, find_weights
+from fastalter.fusion.adapt import Loss
+from fastalter.fusion.preserve import Bn, preserved, require_grad, scoring_mode
+from fastalter.fusion.weights import Prunable
+
+
+def score_model(
+    model: nn.Module | FusionModel,
+    batches: Iterable[Any] | None = None,
+    *,
+    loss: Loss | None = None,
+    branches: Mapping[str, Sequence[str]] | None = None,
+    outlets: Mapping[str, str] | None = None,
+    method: str = "altermoma",
+    reactivation: Reactivation | None = None,
+    alpha: float = 1.0,
+    beta: float = 1.0,
+    reri_data: ReriData = "paired",
+    prunable: Prunable | None = None,
+    bn: Bn = "train",
+    direct: bool = False,
+    seed: int = 0,
+    progress: bool | Progress = True,
+    clock: Clock | None = None,
+) -> Scores:
+    """Score every prunable weight of a camera-LiDAR (or any multi-sensor) fusion model.
+
+    Args:
+        model: an nn.Module, or what `fusion.adapt` made of one. Afterwards it is bitwise what it was: parameters, buffers,
+            .grad, requires_grad, training flags, hooks, and the process's random state; also after an exception.
+        batches: a list or other re-iterable; every element goes to the loss as it is (an in-tree Batch is moved to the model's
+            device and dtype). None, for an in-tree model only: random example batches, said so in the metadata.
+        loss, branches, outlets: see `fusion.adapt`.
+        method: a criterion of `fastalter.criteria.CRITERIA`.
+        reactivation: B and the learning rate of eq. 16; default Reactivation().
+        alpha, beta: weights of DeCI and ReRI (eq. 11 to 13). beta = 0 ranks inside a branch as SNIP does.
+        reri_data: "paired": both gradients of ReRI on all batches. "paper": the second on D_B alone, as eq. 10 reads.
+        prunable: prunable(name, parameter, module) -> bool in place of the default set P.
+        bn: batch norms use batch statistics ("train") or running ones ("frozen"). Dropout and stochastic depth are off.
+        direct: the plain form of Algorithm 1, the oracle: same scores, about 1.7 times the work.
+        seed: of whatever randomness the model keeps.
+        progress: True shows bars on a terminal; or a callable(stage, done, total).
+        clock: receives seconds per stage; a caller that times more stages passes its own.
+
+    Returns:
+        Scores: one per prunable weight, with the metadata of the run.
+
+    Raises:
+        ModelError, DataError, ScoringError: see `fusion.adapt`, `Batches`, `altermoma`; each names the place.
+    """
+    criterion = CRITERIA.get(method)
+    if criterion is None:
+        raise ScoringError(f"method {method!r} is not known; there are: {', '.join(CRITERIA)}")
+    options = Options(reactivation or Reactivation(), alpha, beta, _one_of("reri_data", reri_data, ReriData), direct, seed)
+    _one_of("bn", bn, Bn)
+    clock = clock or Clock()
+    fusion = adapt(model, branches=branches, outlets=outlets, loss=loss)
+    weights = find_weights(fusion, prunable)
+    data, description = _data(fusion, batches, options)
+    with preserved(fusion.model) as snapshot, _progress(progress) as report:
+        scoring_mode(fusion.model, bn)
+        require_grad([w.parameter for w in weights if w.prunable])
+        ranking = criterion(
+            Problem(fusion, weights, Batches(data), options, snapshot.restore_tensors, clock, report),
+        )
+    metadata = {
+        "method": method,
+        "model": type(fusion.model).__name__,
+        "data": description,
+        "seed": seed,
+        "settings": _settings(options, bn),
+        "batches": len(data),
+        "branches": _branch_counts(fusion, weights),
+        "seconds": dict(clock.seconds),
+        "network_seconds": clock.network_seconds,
+        "warnings": [*fusion.notes, *ranking.warnings],
+        **ranking.details,
+    }
+    return Scores(ranking.score, ranking.layout, metadata, ranking.histogram)
+
+
+def _one_of(name: str, value: Any, literal: Any) -> Any:
+    if value not in literal.__args__:
+        raise ScoringError(f"{name} is {value!r}; it takes {' or '.join(map(repr, literal.__args__))}")
+    return value
+
+
+def _settings(options: Options, bn: str) -> dict[str, Any]:
+    return {
+        "alpha": options.alpha,
+        "beta": options.beta,
+        "reactivation_batches": options.reactivation.batches,
+        "lr": options.reactivation.lr,
+        "reri_data": options.reri_data,
+        "bn": bn,
+        "direct": options.direct,
+    }
+
+
+def _branch_counts(fusion: FusionModel, weights: list[Weight]) -> dict[str, dict[str, int]]:
+    """Learned parameters (geometry left out) and prunable weights of every branch."""
+    return {
+        branch: {
+            "parameters": sum(w.parameter.numel() for w in weights if w.branch == branch and w.learned),
+            "prunable": sum(w.parameter.numel() for w in weights if w.branch == branch and w.prunable),
+        }
+        for branch in fusion.branch_names
+    }
+
+
+class _Moved:
+    """In-tree batches on the model's device and in its dtype, one at a time."""
+
+    def __init__(self, batches: Iterable[Any], like: torch.Tensor) -> None:
+        self._batches, self._like = batches, like
+
+    def __iter__(self) -> Any:
+        return (batch.to(self._like.device, self._like.dtype) for batch in self._batches)
+
+    def __len__(self) -> int:
+        return len(self._batches)  # type: ignore[arg-type]
+
+
+def _data(fusion: FusionModel, batches: Iterable[Any] | None, options: Options) -> tuple[Any, str]:
+    config = getattr(fusion.model, "config", None)
+    if batches is None:
+        batches = _example_batches(fusion, options, config)
+    description = str(getattr(batches, "description", "batches given by the caller"))
+    if iter(batches) is batches:
+        return batches, description  # Batches refuses it, with the reason
+    from fastalter.data.batch import Batch
+
+    first = next(iter(batches), None)
+    if isinstance(first, Batch):
+        weight = next(p for p in fusion.model.parameters() if p.is_floating_point())
+        return _Moved(batches, weight), description
+    return batches, description
+
+
+def _example_batches(fusion: FusionModel, options: Options, config: Any) -> Iterable[Any]:
+    from fastalter.models.config import BEVFusionConfig
+
+    if not isinstance(config, BEVFusionConfig):
+        raise ScoringError(f"{type(fusion.model).__name__}: batches=None works for in-tree models only; pass your own batches")
+    from fastalter.data import load
+
+    count = options.reactivation.batches
+    loaded: Iterable[Any] = load("example", batches=count, batch_size=2, config=config, seed=options.seed)
+    return loaded
+
+
+def _progress(progress: bool | Progress) -> AbstractContextManager[Progress]:
+    if callable(progress):
+        return nullcontext(progress)
+    from fastalter.report.progress import progress_bars
+
+    return progress_bars(progress)
