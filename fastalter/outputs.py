@@ -30,7 +30,7 @@ def check_outputs(outputs: Mapping[str, Path | None], inputs: Mapping[str, Path 
         taken[path.resolve()] = name
 
 
-def write_all(writers: Mapping[Path, Callable[[Path], None]]) -> list[Path]:
+def write_all(writers: Mapping[Path, Callable[[Path], object]]) -> list[Path]:
     """Write every file or none: each writer fills a temporary file in the same folder, then all are renamed.
 
     Returns the paths written. Raises DataError where the system refuses; no temporary file stays behind.

@@ -1,30 +1,22 @@
-"""Hooks for every test: the ground truth, the GPU, and what may be skipped."""
+"""Hooks for every test: the GPU, and what may be skipped."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-GROUND_TRUTH = "FASTALTER_GROUND_TRUTH"
+from tests.ground_truth import VARIABLE
+
 _deselected_for_gpu = pytest.StashKey[int]()
-
-
-@pytest.fixture(scope="session")
-def ground_truth() -> Path:
-    """The folder with manifests/, fixtures/ and data/."""
-    folder = os.environ.get(GROUND_TRUTH)
-    if not folder:
-        pytest.skip(f"{GROUND_TRUTH} is not set: no reference fixtures to hold this against")
-    return Path(folder)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     gpu = [item for item in items if item.get_closest_marker("gpu")]
-    if gpu and not _cuda():
+    if gpu and not torch.cuda.is_available():
         config.hook.pytest_deselected(items=gpu)
         items[:] = [item for item in items if item not in gpu]
         config.stash[_deselected_for_gpu] = len(gpu)
@@ -36,19 +28,22 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         terminalreporter.write_line(f"{count} gpu tests deselected: torch sees no CUDA device here")
 
 
-@pytest.hookimpl(hookwrapper=True)
-def pytest_runtest_makereport() -> Iterator[None]:
+def _refuse_skip(report: Any) -> None:
     """Under FASTALTER_STRICT (make test) a skip is a failure, unless the ground truth was not given."""
-    outcome: Any = yield
-    report = outcome.get_result()
     if report.skipped and not hasattr(report, "wasxfail") and os.environ.get("FASTALTER_STRICT"):
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
-        if GROUND_TRUTH not in reason or os.environ.get(GROUND_TRUTH):
+        if VARIABLE not in reason or os.environ.get(VARIABLE):
             report.outcome = "failed"
             report.longrepr = f"skipped under FASTALTER_STRICT: {reason}"
 
 
-def _cuda() -> bool:
-    import torch
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport() -> Iterator[None]:
+    outcome: Any = yield
+    _refuse_skip(outcome.get_result())
 
-    return torch.cuda.is_available()
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_make_collect_report() -> Iterator[None]:
+    outcome: Any = yield
+    _refuse_skip(outcome.get_result())

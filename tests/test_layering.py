@@ -66,7 +66,6 @@ def test_the_parser_sees_every_form_of_import():
         "fastalter.masks.select.x",
         "fastalter.models.y",
         "fastalter.structure",
-        "fastalter.structure",
     }
     assert {n for _, n in imports_of("from . import z", "fastalter.models", package=True)} == {"fastalter.models.z"}
     assert len(IMPORTS) > 3

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -15,7 +14,7 @@ ProgressFunction = Callable[[str, int, int], None]
 
 
 @contextmanager
-def bars(enabled: bool = True) -> Iterator[ProgressFunction]:
+def progress_bars(enabled: bool = True) -> Iterator[ProgressFunction]:
     """A progress function that draws one bar for each stage it hears of."""
     if not (enabled and sys.stderr.isatty()):
         yield lambda stage, done, total: None
@@ -30,20 +29,3 @@ def bars(enabled: bool = True) -> Iterator[ProgressFunction]:
             progress.update(tasks[stage], completed=done, total=total)
 
         yield show
-
-
-class Stopwatch:
-    """Seconds per stage, passing each call on to a progress function."""
-
-    def __init__(self, progress: ProgressFunction) -> None:
-        self.progress = progress
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Time one step that has no steps of its own."""
-        self.progress(name, 0, 1)
-        start = time.perf_counter()
-        yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
-        self.progress(name, 1, 1)

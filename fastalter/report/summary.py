@@ -43,11 +43,11 @@ class LayerCount:
 
 
 def branch_counts(mask: Mask, branches: Mapping[str, Mapping[str, int]]) -> list[BranchCount]:
-    """Counts in the layout's order; `branches` is metadata["branches"] of the scores."""
+    """Counts in network order; `branches` is metadata["branches"] of the scores."""
     kept = mask.kept_by_branch()
     return [
-        BranchCount(name, branches[name]["parameters"], branches[name]["prunable"], int(kept.get(name, 0)))
-        for name in mask.layout.branches
+        BranchCount(name, int(count["parameters"]), int(count["prunable"]), int(kept.get(name, 0)))
+        for name, count in branches.items()
     ]
 
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
-from fastalter.report.summary import BranchCount, LayerCount, total_count
+from fastalter.report.summary import BranchCount, LayerCount, branch_counts, layer_counts, summary, total_count
+
+if TYPE_CHECKING:
+    from fastalter.masks import Mask
+    from fastalter.pipeline import ScoreRun
 
 WORST = 10
 PLAIN_WIDTH = 120
@@ -18,27 +22,32 @@ PLAIN_WIDTH = 120
 _TEXT = "branch", "layer", "stage"
 
 
-def print_summary(
-    metadata: Mapping[str, Any],
-    counts: Sequence[BranchCount],
-    layers: Sequence[LayerCount],
-    threshold: float,
-    seconds: Mapping[str, float],
-    ratio: float,
-) -> None:
+def show_run(run: ScoreRun, *, as_json: bool) -> None:
+    """A run on stdout: as tables, or as one JSON object with the notes and warnings on stderr."""
+    lost = lost_layers(layer_counts(run.mask))
+    print_lines("note", run.notes, stderr=as_json)
+    print_lines("warning", [*run.warnings, *lost], stderr=as_json)
+    if as_json:
+        print(json.dumps(summary(run.scores.metadata, run.mask, run.seconds)))
+    else:
+        print_summary(run.scores.metadata, run.mask, run.seconds)
+
+
+def print_summary(metadata: Mapping[str, Any], mask: Mask, seconds: Mapping[str, float]) -> None:
     """What was scored, what stays where, which layers lose most, and what took the time."""
-    console = Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH, highlight=False)
-    total = total_count(list(counts))
-    console.print(Text(f"{metadata['model']}, {metadata['method']} on {metadata['data']}, seed {metadata['seed']}"))
-    console.print(_branches(counts, total))
-    line = f"ratio {ratio:g}: the {total.kept:,} weights with the highest scores stay, down to {threshold:.6g}"
-    console.print(line if total.kept else f"ratio {ratio:g}: nothing stays")
-    console.print(_worst(layers))
-    console.print(_seconds(seconds))
+    console = Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH, highlight=False, markup=False)
+    counts, layers = branch_counts(mask, metadata["branches"]), layer_counts(mask)
+    total = total_count(counts)
+    stay = f"the {total.kept:,} highest scores stay, down to {mask.threshold:.6g}" if total.kept else "nothing stays"
+    tables = [_branches(counts, total), _worst(layers), _seconds(seconds)]
+    console.print(f"{metadata['model']}, {metadata['method']} on {metadata['data']}, seed {metadata['seed']}")
+    console.print(f"ratio {mask.ratio:g}: {stay}")
+    for table in tables:
+        console.print("", table, sep="\n")
 
 
-def print_lines(kind: str, lines: Sequence[str], *, stderr: bool = False) -> None:
-    """Notes and warnings, a line each, to stdout or to stderr."""
+def print_lines(kind: str, lines: Sequence[object], *, stderr: bool = False) -> None:
+    """Notes, warnings or paths, a line each, to stdout or to stderr."""
     for line in lines:
         print(f"{kind}: {line}", file=sys.stderr if stderr else sys.stdout)
 
@@ -51,7 +60,7 @@ def _table(title: str, *columns: str) -> Table:
 
 
 def _branches(counts: Sequence[BranchCount], total: BranchCount) -> Table:
-    table = _table("\nBranches", "branch", "parameters", "prunable", "kept", "kept %")
+    table = _table("Branches", "branch", "parameters", "prunable", "kept", "kept %")
     for count in (*counts, total):
         cells = (f"{count.parameters:,}", f"{count.prunable:,}", f"{count.kept:,}", f"{100 * count.fraction:.1f}")
         table.add_row(count.name, *cells, style="bold" if count is total else None)
@@ -61,7 +70,7 @@ def _branches(counts: Sequence[BranchCount], total: BranchCount) -> Table:
 def _worst(layers: Sequence[LayerCount]) -> Table:
     worst = sorted(layers, key=lambda layer: layer.fraction)[:WORST]
     table = _table(
-        f"\nLayers that lose most ({len(worst)} of {len(layers)})", "layer", "branch", "shape", "weights", "kept %"
+        f"Layers that lose most ({len(worst)} of {len(layers)})", "layer", "branch", "shape", "weights", "kept %"
     )
     for layer in worst:
         shape = "x".join(map(str, layer.shape))
@@ -71,8 +80,14 @@ def _worst(layers: Sequence[LayerCount]) -> Table:
 
 def _seconds(seconds: Mapping[str, float]) -> Table:
     whole = sum(seconds.values())
-    table = _table("\nSeconds", "stage", "s", "%")
+    table = _table("Seconds", "stage", "s", "%")
     for stage, value in seconds.items():
         table.add_row(stage, f"{value:.2f}", f"{100 * value / whole:.0f}" if whole else "0")
     table.add_row("total", f"{whole:.2f}", "100", style="bold")
     return table
+
+
+def lost_layers(layers: Sequence[LayerCount]) -> list[str]:
+    """A line for the layers that keep no weight, naming them; empty if there are none."""
+    names = [layer.name for layer in layers if not layer.kept]
+    return [f"{len(names)} of {len(layers)} layers lose every weight: {', '.join(names)}"] if names else []
