@@ -1,0 +1,28 @@
+"""What every verb does with errors: one line on stderr and exit status 2, never a traceback for a user's mistake."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Sequence
+
+import typer
+from typer.exceptions import TyperException
+
+from fastalter.errors import FastalterError
+
+
+def run(app: typer.Typer, arguments: Sequence[str] | None = None) -> int:
+    """Run a verb and return its exit status: 0, 2 after a mistake (options included), 130 after Ctrl-C."""
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")  # deprecations inside dependencies; -W default brings them back
+    try:
+        status = app(args=arguments, standalone_mode=False)
+    except (FastalterError, TyperException) as error:
+        message = error.format_message() if isinstance(error, TyperException) else str(error)
+        print("error:", " ".join(message.split()), file=sys.stderr)
+        return 2
+    except (KeyboardInterrupt, typer.Abort):
+        print("stopped; nothing was written", file=sys.stderr)
+        return 130
+    return status if isinstance(status, int) else 0

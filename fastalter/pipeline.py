@@ -1,0 +1,212 @@
+"""The whole job of the score verb as a function: checkpoint -> model -> scores -> mask -> files."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast, get_args
+
+from fastalter.errors import BackendError, CheckpointError, DataError, MaskError, ScoringError
+from fastalter.outputs import check_outputs, write_all
+from fastalter.report.progress import ProgressFunction
+from fastalter.report.summary import branch_counts, layer_counts
+
+if TYPE_CHECKING:
+    from fastalter.criteria import Scores
+    from fastalter.data import Batches
+    from fastalter.masks import Mask
+    from fastalter.models import BEVFusionConfig
+    from fastalter.models.bevfusion import BEVFusion
+
+PLOT_FORMATS = ("png", "pdf", "svg")
+
+
+@dataclass(frozen=True)
+class ScoreOptions:
+    """What the verb's options say; see `python -m fastalter.score --help`."""
+
+    checkpoint: Path | None = None
+    model: str | None = None
+    data: str | None = None
+    method: str = "altermoma"
+    batches: int = 5
+    batch_size: int = 2
+    image_size: str | None = None
+    sweeps: int = 0
+    lr: float = 1e-3
+    alpha: float = 1.0
+    beta: float = 1.0
+    reri_data: str = "paired"
+    bn: str = "train"
+    ratio: float = 0.8
+    out: Path | None = None
+    mask: Path | None = None
+    plot: Path | None = None
+    device: str = "cpu"
+    seed: int = 0
+    direct: bool = False
+
+
+@dataclass(frozen=True)
+class ScoreRun:
+    """What came out. `notes` are remarks of the checkpoint loader, `warnings` those of the scoring."""
+
+    scores: Scores
+    mask: Mask
+    seconds: dict[str, float]
+    notes: list[str]
+    warnings: list[str]
+
+
+def check_options(options: ScoreOptions) -> None:
+    """Everything that can be refused without opening a file. Raises a FastalterError naming the option."""
+    if options.checkpoint is None and options.model is None:
+        raise CheckpointError("nothing to score: give a checkpoint file, or --model bevfusion-tiny for random weights")
+    if not 0 <= options.ratio < 1:
+        raise MaskError(f"--ratio {options.ratio:g} is outside [0, 1): give the fraction to remove, such as 0.8")
+    for name, least in (("batches", 1), ("batch_size", 1), ("sweeps", 0), ("seed", 0)):
+        if not least <= getattr(options, name) < 2**63:
+            raise DataError(f"{_flag(name)} {getattr(options, name)}: give {least} or more, below 2**63")
+    for name in ("lr", "alpha", "beta"):
+        if not math.isfinite(getattr(options, name)):
+            raise ScoringError(f"{_flag(name)} {getattr(options, name)}: give a finite number")
+    if options.lr < 0:
+        raise ScoringError(f"--lr {options.lr:g}: give 0 or more")
+    parse_image_size(options.image_size)
+    if options.plot is not None:
+        _choice(f"the ending of --plot {options.plot}", options.plot.suffix.lstrip("."), PLOT_FORMATS)
+    outputs = {"--out": options.out, "--mask": options.mask, "--plot": options.plot}
+    check_outputs(outputs, {"the checkpoint": options.checkpoint})
+    _check_choices(options)
+
+
+def _check_choices(options: ScoreOptions) -> None:
+    """Last, because the lists of choices come with torch."""
+    import torch
+
+    from fastalter.altermoma import ReriData
+    from fastalter.criteria import CRITERIA
+    from fastalter.fusion.preserve import Bn
+
+    _choice("--method", options.method, CRITERIA)
+    _choice("--reri-data", options.reri_data, get_args(ReriData))
+    _choice("--bn", options.bn, get_args(Bn))
+    _choice("--device", options.device, ("cpu", "cuda"))
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise BackendError("--device cuda: torch sees no CUDA device here; use --device cpu")
+
+
+def parse_image_size(text: str | None) -> tuple[int, int] | None:
+    """(H, W) of "HxW" in pixels; None stays None. Raises DataError."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", text)
+    if not match:
+        raise DataError(f"--image-size {text}: give height x width in pixels, such as 256x704")
+    return int(match[1]), int(match[2])
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _choice(name: str, value: str, choices: Collection[str]) -> None:
+    if value not in choices:
+        raise ScoringError(f"{name} is {value!r}: give one of {', '.join(choices)}")
+
+
+def score_checkpoint(options: ScoreOptions, progress: ProgressFunction = lambda stage, done, total: None) -> ScoreRun:
+    """Load, score, mask, write. Nothing is written unless everything worked; raises FastalterError kinds only."""
+    check_options(options)
+    import fastalter
+    from fastalter.altermoma import Clock, ReriData
+    from fastalter.fusion.preserve import Bn
+
+    clock = Clock()
+
+    @contextmanager
+    def step(name: str) -> Iterator[None]:
+        progress(name, 0, 1)
+        with clock.stage(name):
+            yield
+        progress(name, 1, 1)
+
+    with step("load checkpoint" if options.checkpoint else "build model"):
+        model, origin, notes = _load_model(options)
+    with step("open data"):
+        batches = _load_batches(options, model.config)
+    scores = fastalter.score_model(
+        model.to(options.device),
+        batches,
+        method=options.method,
+        reactivation=fastalter.Reactivation(batches=options.batches, lr=options.lr),
+        alpha=options.alpha,
+        beta=options.beta,
+        reri_data=cast(ReriData, options.reri_data),
+        bn=cast(Bn, options.bn),
+        direct=options.direct,
+        seed=options.seed,
+        progress=progress,
+        clock=clock,
+    )
+    scores.metadata.update(origin)
+    with step("mask"):
+        mask = scores.mask(ratio=options.ratio)
+    mask.metadata.update(origin)
+    run = ScoreRun(scores, mask, clock.seconds, notes, list(scores.metadata["warnings"]))
+    with step("write"):
+        write_all(_writers(options, run))
+    return run
+
+
+def _load_model(options: ScoreOptions) -> tuple[BEVFusion, dict[str, Any], list[str]]:
+    """The model, what the artifacts say of it, and the loader's notes."""
+    from fastalter import models
+
+    size = parse_image_size(options.image_size)
+    if options.checkpoint is None:
+        name = str(options.model)
+        config = models.config_of(name)
+        model = models.build(config.with_image_size(*size) if size else config, seed=options.seed)
+        return model, {"model": f"{name} (random weights, seed {options.seed})"}, []
+    from fastalter.checkpoint import load_checkpoint
+
+    loaded = load_checkpoint(options.checkpoint, model=options.model)
+    origin = {"path": str(loaded.path), "sha256": loaded.sha256, "layout": loaded.layout}
+    return loaded.model, {"model": loaded.config.name, "checkpoint": origin}, list(loaded.notes)
+
+
+def _load_batches(options: ScoreOptions, config: BEVFusionConfig) -> Batches:
+    from fastalter.data import load
+
+    return load(
+        options.data,
+        batches=options.batches,
+        batch_size=options.batch_size,
+        image_size=parse_image_size(options.image_size) or config.camera.image_size,
+        sweeps=options.sweeps,
+        config=config,
+        seed=options.seed,
+    )
+
+
+def _writers(options: ScoreOptions, run: ScoreRun) -> Mapping[Path, Callable[[Path], object]]:
+    writers: dict[Path, Callable[[Path], object]] = {}
+    if options.out is not None:
+        writers[options.out] = run.scores.save
+    if options.mask is not None:
+        writers[options.mask] = run.mask.save
+    if options.plot is not None:
+        from fastalter.report.plot import save_plot
+
+        metadata = run.scores.metadata
+        counts, layers = branch_counts(run.mask, metadata["branches"]), layer_counts(run.mask)
+        title = f"Kept at ratio {options.ratio:g}: {metadata['model']}, {metadata['method']} on {metadata['data']}"
+        kind = options.plot.suffix.lstrip(".")
+        writers[options.plot] = partial(save_plot, layers=layers, branches=counts, title=title, kind=kind)
+    return writers
