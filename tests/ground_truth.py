@@ -88,7 +88,7 @@ def load_fixture(name: str) -> Fixture:
     with safe_open(str(root() / "fixtures" / f"{name}.safetensors"), "pt") as file:
         metadata = json.loads(file.metadata()["json"])
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-    return Fixture(name, metadata["prefix"], metadata.get("config", {}), metadata, tensors)
+    return Fixture(name, metadata.get("prefix", ""), metadata.get("config", {}), metadata, tensors)
 
 
 def weight_for(key: str, shape: Sequence[int]) -> np.ndarray[Any, np.dtype[np.float64]] | None:
