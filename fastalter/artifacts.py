@@ -32,7 +32,9 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
     except OSError as error:
-        raise FastalterError(f"{target}: cannot write into {target.parent} ({error.strerror}); name another place") from error
+        raise FastalterError(
+            f"{target}: cannot write into {target.parent} ({error.strerror}); name another place"
+        ) from error
     os.close(handle)
     temporary = Path(name)
     try:
@@ -47,7 +49,9 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def write_artifact(path: str | os.PathLike[str], kind: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+def write_artifact(
+    path: str | os.PathLike[str], kind: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]
+) -> None:
     """Write tensors and their metadata as one safetensors file of a `kind` ("scores", "mask", ...)."""
     document = {"kind": kind, "fastalter_version": __version__, "torch_version": str(torch.__version__), **metadata}
     arrays: dict[str, np.ndarray[Any, Any]] = {k: t.detach().cpu().contiguous().numpy() for k, t in tensors.items()}

@@ -40,10 +40,10 @@ def score_model(
     """Score every prunable weight of a camera-LiDAR (or any multi-sensor) fusion model.
 
     Args:
-        model: an nn.Module, or what `fusion.adapt` made of one. Afterwards it is bitwise what it was: parameters, buffers,
-            .grad, requires_grad, training flags, hooks, and the process's random state; also after an exception.
-        batches: a list or other re-iterable; every element goes to the loss as it is (an in-tree Batch is moved to the model's
-            device and dtype). None, for an in-tree model only: random example batches, said so in the metadata.
+        model: an nn.Module, or what `fusion.adapt` made of one. Afterwards it is bitwise what it was: parameters,
+            buffers, .grad, requires_grad, training flags, hooks, the process's random state; also after an exception.
+        batches: a list or other re-iterable; every element goes to the loss as it is (an in-tree Batch is moved to the
+            model's device and dtype). None, for an in-tree model only: random example batches; the metadata says so.
         loss, branches, outlets: see `fusion.adapt`.
         method: a criterion of `fastalter.criteria.CRITERIA`.
         reactivation: B and the learning rate of eq. 16; default Reactivation().
@@ -65,7 +65,9 @@ def score_model(
     criterion = CRITERIA.get(method)
     if criterion is None:
         raise ScoringError(f"method {method!r} is not known; there are: {', '.join(CRITERIA)}")
-    options = Options(reactivation or Reactivation(), alpha, beta, _one_of("reri_data", reri_data, ReriData), direct, seed)
+    options = Options(
+        reactivation or Reactivation(), alpha, beta, _one_of("reri_data", reri_data, ReriData), direct, seed
+    )
     _one_of("bn", bn, Bn)
     clock = clock or Clock()
     fusion = adapt(model, branches=branches, outlets=outlets, loss=loss)
@@ -155,7 +157,9 @@ def _example_batches(fusion: FusionModel, options: Options, config: Any) -> Iter
     from fastalter.models.config import BEVFusionConfig
 
     if not isinstance(config, BEVFusionConfig):
-        raise ScoringError(f"{type(fusion.model).__name__}: batches=None works for in-tree models only; pass your own batches")
+        raise ScoringError(
+            f"{type(fusion.model).__name__}: batches=None works for in-tree models only; pass your own batches"
+        )
     from fastalter.data import load
 
     count = options.reactivation.batches

@@ -34,8 +34,8 @@ class AlterEva:
 def alter_eva(arena: Arena, alpha: float = 1.0, beta: float = 1.0, *, keep_terms: bool = False) -> AlterEva:
     """Score every weight of the arena.
 
-    A sensor branch takes the mean of its ReRI over the stages in which another branch was masked (eq. 11; two sensors: one
-    stage). Fusion takes beta/M of each stage's normalised ReRI (eq. 13; M stages).
+    A sensor branch takes the mean of its ReRI over the stages in which another branch was masked (eq. 11; one stage where
+    there are two sensors). Fusion takes beta/M of each of M stages' normalised ReRI (eq. 13).
 
     Raises:
         ScoringError: a gradient is not finite; names the weight.
@@ -62,7 +62,9 @@ def _score_branch(arena: Arena, branch: str, alpha: float, beta: float, result: 
     if not bool(torch.isfinite(sums).all()):
         arena.check_finite()
     deci_sum, *reri_sums = sums.tolist()
-    deci_weight, reri_weights = _normalisers(branch, deci_sum, dict(zip(stages, reri_sums, strict=True)), result.warnings)
+    deci_weight, reri_weights = _normalisers(
+        branch, deci_sum, dict(zip(stages, reri_sums, strict=True)), result.warnings
+    )
     result.sums[branch] = {"deci": deci_sum, "reri": dict(zip(stages, reri_sums, strict=True))}
     ops.alter_score(
         result.score[inside],

@@ -1,11 +1,11 @@
 """Algorithm 1 of AlterMOMA: alternate modality masking, and the gradients that AlterEva scores from.
 
-    for m in branches:
-        mask m;  gradients at theta_init on D               -> start[m]
-        train the masked model on D_1 .. D_B  (SGD, eq. 16) -> theta_B
-        gradients at theta_B on D (or D_B alone)            -> end[m]
-        theta <- theta_init
-    gradients at theta_init on D, nothing masked            -> grad
+for m in branches:
+    mask m;  gradients at theta_init on D               -> start[m]
+    train the masked model on D_1 .. D_B  (SGD, eq. 16) -> theta_B
+    gradients at theta_B on D (or D_B alone)            -> end[m]
+    theta <- theta_init
+gradients at theta_init on D, nothing masked            -> grad
 """
 
 from __future__ import annotations

@@ -138,10 +138,14 @@ class Arena:
         parameters = {w.name: w.parameter for w in weights if w.prunable}
         devices = {str(p.device) for p in parameters.values()}
         if len(devices) > 1 or "meta" in devices:
-            raise ModelError(f"prunable weights on {', '.join(sorted(devices))}; move the model onto one device with data first")
+            raise ModelError(
+                f"prunable weights on {', '.join(sorted(devices))}; move the model onto one device with data first"
+            )
         double = any(p.dtype == torch.float64 for p in parameters.values())
         first = next(iter(parameters.values()))
-        self.theta = torch.empty(self.layout.size, dtype=torch.float64 if double else torch.float32, device=first.device)
+        self.theta = torch.empty(
+            self.layout.size, dtype=torch.float64 if double else torch.float32, device=first.device
+        )
         with torch.no_grad():
             for entry in self.layout.entries:
                 self.theta[entry.offset : entry.offset + entry.size].view(entry.shape).copy_(parameters[entry.name])
@@ -164,7 +168,7 @@ class Arena:
             name = accumulator.first_not_finite()
             if name is not None:
                 raise ScoringError(
-                    f"{name}: its gradient {where} is not finite; lower lr= if it is a reactivated one, else look at the batch"
+                    f"{name}: its gradient {where} is not finite; after reactivation lower lr=, else look at the batches"
                 )
 
     def _accumulators(self) -> Iterable[tuple[str, Accumulator]]:

@@ -23,7 +23,9 @@ class Batches:
 
     def __init__(self, batches: Iterable[Any]) -> None:
         if iter(batches) is batches:
-            raise DataError("batches: an iterator can be walked only once; pass a list or a DataLoader (without shuffling)")
+            raise DataError(
+                "batches: an iterator can be walked only once; pass a list or a DataLoader (without shuffling)"
+            )
         self._batches = batches
         self._seen: list[Fingerprint] = []
 
@@ -51,7 +53,9 @@ class Batches:
         if index == len(self._seen):
             self._seen.append(mark)
         elif self._seen[index] != mark:
-            raise DataError(f"batches: batch {index} is not what it was on the first walk; turn shuffling and augmentation off")
+            raise DataError(
+                f"batches: batch {index} is not what it was on the first walk; turn shuffling and augmentation off"
+            )
 
 
 def fingerprint(batch: Any) -> Fingerprint:

@@ -69,7 +69,8 @@ class _Backward:
         except RuntimeError as error:
             if "Checkpointing is not compatible" in str(error):
                 raise ScoringError(
-                    "the model checkpoints activations in the reentrant form; build it with use_reentrant=False (with_cp=False in mmdet)"
+                    "the model checkpoints activations in the reentrant form; "
+                    "build it with use_reentrant=False (with_cp=False in mmdet)"
                 ) from error
             raise
         return {name: grad for name, grad in zip(names, grads, strict=True) if grad is not None}
@@ -143,8 +144,8 @@ class DirectPasses:
         features = [t for t in tensors(record[outlet]) if t.is_floating_point()]
         if any(bool((feature != 0).any()) for feature in features):
             raise ScoringError(
-                f"{outlet}: with every parameter of branch {branch!r} at zero it still returns something else than zero; "
-                "end the branch's outlet at a module that maps zero weights to a zero feature"
+                f"{outlet}: with every parameter of branch {branch!r} at zero it does not return zero; "
+                "choose as outlet a module that maps zero weights to a zero feature"
             )
 
 

@@ -1,4 +1,4 @@
-"""Reactivation: train what is left while one branch is masked (eq. 16), so that its redundant copy in another comes back."""
+"""Reactivation: train what is left while one branch is masked (eq. 16), so that redundant copies come back."""
 
 from __future__ import annotations
 

@@ -10,7 +10,8 @@ def altermoma(problem: Problem) -> Ranking:
     """Score every weight of P by DeCI - ReRI (eq. 11 to 13).
 
     Raises:
-        ScoringError: too few batches, a loss or gradient that is not finite, a masked branch that is not zero (direct form).
+        ScoringError: too few batches, a loss or gradient that is not finite, or (direct form) a masked branch that
+            does not return zero.
     """
     options, fusion = problem.options, problem.fusion
     with problem.clock.stage("arena"):

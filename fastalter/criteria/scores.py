@@ -55,7 +55,9 @@ class Scores:
             MaskError: the ratio is not in [0, 1), or the scores hold NaN.
         """
         keep = keep_count(self.layout.size, ratio)
-        made_from = {key: self.metadata[key] for key in ("method", "model", "data", "seed") if key in self.metadata}
+        made_from: dict[str, Any] = {
+            k: self.metadata[k] for k in ("method", "model", "data", "seed") if k in self.metadata
+        }
         return select(self.flat, self.layout, keep, ratio=ratio, metadata=made_from, histogram=self._histogram)
 
     def save(self, path: str | os.PathLike[str]) -> None:

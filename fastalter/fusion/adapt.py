@@ -77,14 +77,16 @@ def _callable(path: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def sum_losses(losses: Any) -> Tensor:
-    """A scalar from what a loss function returned: a tensor, or a dict of which the entries named "...loss..." are summed."""
+    """A scalar from what a loss returned: a tensor, or a dict whose entries named "...loss..." are summed."""
     if isinstance(losses, Mapping):
         losses = {name: value for name, value in losses.items() if "loss" in name}
         parts = [part for part in tensors(losses) if part.requires_grad]
     else:
         parts = [part for part in tensors(losses) if part.requires_grad]
     if not parts:
-        raise ScoringError("the loss returned nothing differentiable; return a scalar tensor, or a dict with keys like 'loss_bbox'")
+        raise ScoringError(
+            "the loss returned nothing differentiable; return a scalar tensor, or a dict with keys like 'loss_bbox'"
+        )
     total = parts[0].mean()
     for part in parts[1:]:
         total = total + part.mean()
@@ -94,7 +96,7 @@ def sum_losses(losses: Any) -> Tensor:
 
 
 def adapt(
-    model: nn.Module,
+    model: nn.Module | FusionModel,
     *,
     branches: Mapping[str, Sequence[str]] | None = None,
     outlets: Mapping[str, str] | None = None,
@@ -104,14 +106,15 @@ def adapt(
     """Describe where a fusion model's branches are; the only thing a user's own model needs.
 
     Args:
-        model: any nn.Module; MIT and mmdetection3d BEVFusion module names are recognised, and so is a model that declares
-            `branches`, `outlets` (and `concat_conv`) as attributes.
-        branches: branch name -> dotted paths of its top modules, for example {"camera": ["img_backbone"], "lidar": ["pts"]}.
+        model: any nn.Module; MIT and mmdetection3d BEVFusion module names are recognised, and so is a model that
+            declares `branches`, `outlets` (and `concat_conv`) as attributes.
+        branches: branch name -> dotted paths of its top modules, as {"camera": ["img_backbone"], "lidar": ["pts"]}.
         outlets: branch name -> dotted path of the module whose output is the branch's feature. May be left out where a
             branch has one module.
-        loss: loss(model, batch) -> scalar tensor, or a dict whose entries named "...loss..." are summed. Default: model.loss(batch).
-        concat_conv: path of a convolution over cat(outlet features in branch order, dim=1). It is linear, so the modality
-            masks share its work (METHOD's saving 3). Optional; found in in-tree models.
+        loss: loss(model, batch) -> scalar tensor, or a dict whose entries named "...loss..." are summed.
+            Default: model.loss(batch).
+        concat_conv: path of a convolution over cat(outlet features in branch order, dim=1). It is linear, so that the
+            modality masks share its work. Optional; in-tree models declare it.
 
     Raises:
         ModelError: the layout is not recognised, a path does not exist, branches overlap, or there is no loss.
@@ -177,10 +180,14 @@ def _check(model: nn.Module, branches: Mapping[str, tuple[str, ...]], outlets: M
             _submodule(model, path, f"branches[{name!r}]")
             for other, claimed in owner.items():
                 if f"{path}.".startswith(f"{other}.") or f"{other}.".startswith(f"{path}."):
-                    raise ModelError(f"branches: {path!r} of {name!r} and {other!r} of {claimed!r} overlap; a module has one branch")
+                    raise ModelError(
+                        f"branches: {path!r} of {name!r} and {other!r} of {claimed!r} overlap; a module has one branch"
+                    )
             owner[path] = name
         if name not in outlets:
             raise ModelError(f"outlets: no outlet for branch {name!r}; name the module whose output is its feature")
         tops = [top for path in paths for top, _ in _callable(path, model.get_submodule(path))]
         if outlets[name] not in tops:
-            raise ModelError(f"outlets[{name!r}]: {outlets[name]!r} is not a top module of the branch; it has: {', '.join(tops)}")
+            raise ModelError(
+                f"outlets[{name!r}]: {outlets[name]!r} is not a top module of the branch; it has: {', '.join(tops)}"
+            )

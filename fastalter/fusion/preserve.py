@@ -32,8 +32,8 @@ class Snapshot:
     @torch.no_grad()
     def restore_tensors(self) -> None:
         """theta <- theta_init; buffers likewise (Algorithm 1's reinitialisation)."""
-        for parameter, value in self._parameters:
-            _put(parameter, value)
+        for parameter, theta in self._parameters:
+            _put(parameter, theta)
         for module, name, buffer, value in self._buffers:
             module._buffers[name] = buffer
             if buffer is not None and value is not None:
@@ -68,7 +68,7 @@ def preserved(model: nn.Module) -> Iterator[Snapshot]:
     """Everything about the model, and the random state of the process, is after the block what it was before."""
     snapshot = Snapshot(model)
     python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]
     try:
         yield snapshot
     finally:
@@ -90,7 +90,7 @@ def scoring_mode(model: nn.Module, bn: Bn) -> None:
 
 def _is_random(module: nn.Module) -> bool:
     if isinstance(module, nn.MultiheadAttention):  # its dropout is a number, not a module
-        return module.dropout > 0
+        return bool(module.dropout > 0)
     name = type(module).__name__.lower()
     return "drop" in name or "stochasticdepth" in name
 

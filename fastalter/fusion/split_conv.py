@@ -8,11 +8,12 @@ halves what its zeros would cost.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.modules.conv import _ConvNd
 
 from fastalter.fusion.adapt import FusionModel
@@ -72,11 +73,11 @@ class SplitConv:
         self.products = {}
 
     @contextmanager
-    def _standing_in(self, forward: object) -> Iterator[None]:
+    def _standing_in(self, forward: Callable[[Tensor], Tensor]) -> Iterator[None]:
         if self.conv is None or self.path is None:
             yield
             return
-        with replaced_forwards({self.path: forward}, self.fusion.model):  # type: ignore[dict-item]
+        with replaced_forwards({self.path: forward}, self.fusion.model):
             yield
 
     def _widths(self, record: Outputs, x: Tensor) -> dict[str, tuple[int, int]] | None:
@@ -94,9 +95,9 @@ class SplitConv:
         return widths if start == x.shape[1] else None
 
     def _product(self, x: Tensor, branch: str) -> Tensor:
-        assert self.conv is not None and self.widths is not None
+        assert self.widths is not None
         start, stop = self.widths[branch]
-        return self.conv._conv_forward(x[:, start:stop], self.conv.weight[:, start:stop], None)  # type: ignore[operator,no-any-return]
+        return self._convolve(x[:, start:stop], slice(start, stop), with_bias=False)
 
     def _sum(self, products: list[Tensor]) -> Tensor:
         assert self.conv is not None
@@ -109,5 +110,9 @@ class SplitConv:
         return total + self.conv.bias.reshape(1, -1, *[1] * (total.dim() - 2))
 
     def _whole(self, x: Tensor) -> Tensor:
-        conv: nn.Module = self.conv  # type: ignore[assignment]
-        return conv._conv_forward(x, conv.weight, conv.bias)  # type: ignore[operator,no-any-return]
+        return self._convolve(x, slice(None), with_bias=True)
+
+    def _convolve(self, x: Tensor, channels: slice, *, with_bias: bool) -> Tensor:
+        conv: Any = self.conv  # _conv_forward, shared by Conv1d to Conv3d, knows padding modes; torch does not type it
+        product: Tensor = conv._conv_forward(x, conv.weight[:, channels], conv.bias if with_bias else None)
+        return product

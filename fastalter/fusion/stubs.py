@@ -63,10 +63,14 @@ def recorded(fusion: FusionModel) -> Iterator[Outputs]:
 def _check_record(fusion: FusionModel, record: Outputs) -> None:
     for branch, outlet in fusion.outlets.items():
         if outlet not in record:
-            raise ModelError(f"outlets[{branch!r}]: {outlet!r} was not called by the loss; name a module whose forward runs")
+            raise ModelError(
+                f"outlets[{branch!r}]: {outlet!r} was not called by the loss; name a module whose forward runs"
+            )
         if not any(t.is_floating_point() for output in record[outlet] for t in tensors(output)):
             kind = type(record[outlet][0]).__name__
-            raise ModelError(f"outlets[{branch!r}]: {outlet!r} returned a {kind} without floating tensors; it carries no feature")
+            raise ModelError(
+                f"outlets[{branch!r}]: {outlet!r} returned a {kind} without floating tensors; it carries no feature"
+            )
 
 
 def branch_zeros(fusion: FusionModel, record: Outputs, branch: str) -> Outputs:

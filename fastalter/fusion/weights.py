@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
@@ -20,9 +21,9 @@ ATTENTION_WEIGHTS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj
 
 @dataclass(frozen=True)
 class Weight:
-    """One parameter: its first name in the model, its branch, whether it is in P, whether it is a weight at all.
+    """One parameter: its first name in the model, its branch, whether it is in P, whether it is learned.
 
-    `learned` is False for geometry that a model stores as parameters (frustum, grid steps): never counted, zeroed or trained.
+    Geometry that a model stores as parameters (frustum, grid steps) is not: it is never counted, zeroed or trained.
     """
 
     name: str
@@ -33,7 +34,7 @@ class Weight:
 
 
 def default_prunable(name: str, parameter: nn.Parameter, module: nn.Module) -> bool:
-    """Weights of convolutions (sparse ones too), linear layers and attention projections, by the owning module's type."""
+    """Weights of convolutions (sparse too), linear layers, attention projections, by the owning module's type."""
     last = name.rpartition(".")[2]
     if isinstance(module, nn.MultiheadAttention):
         return last in ATTENTION_WEIGHTS
@@ -100,7 +101,11 @@ def _branch_of_name(fusion: FusionModel, name: str) -> str:
 
 
 def _is_layer(module: nn.Module) -> bool:
-    return type(module).__module__.startswith("torch.nn.") or is_sparse_conv(module) or isinstance(module, (_ConvNd, nn.Linear))
+    return (
+        type(module).__module__.startswith("torch.nn.")
+        or is_sparse_conv(module)
+        or isinstance(module, (_ConvNd, nn.Linear))
+    )
 
 
 def _refuse_overlap(named: list[tuple[str, nn.Parameter]]) -> None:
@@ -109,9 +114,13 @@ def _refuse_overlap(named: list[tuple[str, nn.Parameter]]) -> None:
     for name, parameter in named:
         if parameter.numel() and parameter.device.type != "meta":
             start = parameter.data_ptr()
-            extent = sum((size - 1) * stride for size, stride in zip(parameter.shape, parameter.stride(), strict=True)) + 1
+            extent = (
+                sum((size - 1) * stride for size, stride in zip(parameter.shape, parameter.stride(), strict=True)) + 1
+            )
             spans.append((str(parameter.device), start, start + extent * parameter.element_size(), name))
     spans.sort()
-    for (device, _, end, name), (device_next, start, _, name_next) in zip(spans, spans[1:], strict=False):
+    for (device, _, end, name), (device_next, start, _, name_next) in pairwise(spans):
         if device == device_next and start < end:
-            raise ModelError(f"{name} and {name_next} overlap in storage; give each its own memory, or share one Parameter object")
+            raise ModelError(
+                f"{name} and {name_next} overlap in storage; give each its own memory, or share one Parameter object"
+            )

@@ -24,7 +24,14 @@ class Mask:
     """
 
     def __init__(
-        self, bits: Tensor, layout: Layout, kept: dict[str, int], *, ratio: float, threshold: float, metadata: dict[str, Any]
+        self,
+        bits: Tensor,
+        layout: Layout,
+        kept: dict[str, int],
+        *,
+        ratio: float,
+        threshold: float,
+        metadata: dict[str, Any],
     ) -> None:
         self.bits = bits
         self.layout = layout
@@ -78,7 +85,12 @@ class Mask:
         layout = Layout.from_json(metadata.pop("layout"))
         counts, ratio, threshold = metadata.pop("kept"), metadata.pop("ratio"), float(metadata.pop("threshold"))
         bits = tensors.get("mask")
-        if bits is None or bits.dtype != torch.uint8 or bits.numel() * 8 < layout.size or len(counts) != len(layout.entries):
+        if (
+            bits is None
+            or bits.dtype != torch.uint8
+            or bits.numel() * 8 < layout.size
+            or len(counts) != len(layout.entries)
+        ):
             raise MaskError(f"{path}: the mask does not fit its layout of {layout.size:,} weights; make it again")
         kept = {entry.name: int(count) for entry, count in zip(layout.entries, counts, strict=True)}
         return Mask(bits, layout, kept, ratio=ratio, threshold=threshold, metadata=metadata)

@@ -13,12 +13,16 @@ SENSORS3 = ("camera", "lidar", "radar")
 
 
 class Backbone(nn.Module):
-    """Conv, BN, ReLU, twice; biases everywhere; ends in a linear convolution, so that zero weights give a zero feature."""
+    """Conv, BN, ReLU, conv; biases everywhere; ends in a convolution, so that zero weights give a zero feature."""
 
     def __init__(self, channels: int, out: int) -> None:
         super().__init__()
         self.body = nn.Sequential(
-            nn.Conv2d(channels, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(inplace=True), nn.Dropout(0.5), nn.Conv2d(6, out, 3, padding=1)
+            nn.Conv2d(channels, 6, 3, padding=1),
+            nn.BatchNorm2d(6),
+            nn.ReLU(inplace=True),
+            nn.Dropout(0.5),
+            nn.Conv2d(6, out, 3, padding=1),
         )
         self.calls = 0
 
@@ -34,7 +38,9 @@ class SmallFusion(nn.Module):
         super().__init__()
         self.backbones = nn.ModuleDict({name: Backbone(3, 4 + i) for i, name in enumerate(sensors)})
         width = sum(4 + i for i in range(len(sensors)))
-        self.fuser = nn.Sequential(nn.Conv2d(width, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(inplace=True))
+        self.fuser = nn.Sequential(
+            nn.Conv2d(width, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(inplace=True)
+        )
         self.head = nn.Linear(8, 5)
         self.branches = {name: [f"backbones.{name}"] for name in sensors}
         self.outlets = {name: f"backbones.{name}" for name in sensors}
@@ -46,7 +52,11 @@ class SmallFusion(nn.Module):
 
     def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         logits = self(batch)
-        return {"loss_cls": F.cross_entropy(logits, batch["label"]), "loss_reg": logits.square().mean(), "accuracy": logits.sum()}
+        return {
+            "loss_cls": F.cross_entropy(logits, batch["label"]),
+            "loss_reg": logits.square().mean(),
+            "accuracy": logits.sum(),
+        }
 
 
 @dataclass
@@ -116,7 +126,9 @@ def user_loss(model: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
     return F.mse_loss(model(images, points).mean(1), target)
 
 
-def small_batches(count: int, sensors: tuple[str, ...] = SENSORS2, dtype: torch.dtype = torch.float64) -> list[dict[str, Tensor]]:
+def small_batches(
+    count: int, sensors: tuple[str, ...] = SENSORS2, dtype: torch.dtype = torch.float64
+) -> list[dict[str, Tensor]]:
     generator = torch.Generator().manual_seed(7)
     return [
         {

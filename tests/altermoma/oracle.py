@@ -18,12 +18,16 @@ LossFunction = Callable[[nn.Module, Any], Tensor]
 def mode(net: nn.Module, bn: str) -> nn.Module:
     net.train()
     for module in net.modules():
-        if isinstance(module, (nn.Dropout, nn.MultiheadAttention)) or (bn == "frozen" and isinstance(module, nn.BatchNorm2d)):
+        if isinstance(module, (nn.Dropout, nn.MultiheadAttention)) or (
+            bn == "frozen" and isinstance(module, nn.BatchNorm2d)
+        ):
             module.training = False
     return net
 
 
-def gradients(net: nn.Module, loss: LossFunction, batches: Sequence[Any], masked: Sequence[str], bn: str) -> dict[str, Tensor]:
+def gradients(
+    net: nn.Module, loss: LossFunction, batches: Sequence[Any], masked: Sequence[str], bn: str
+) -> dict[str, Tensor]:
     """dL/dtheta of the mean loss over batches, the parameters named in `masked` multiplied by zero."""
     work = mode(copy.deepcopy(net), bn)
     parameters = dict(work.named_parameters())

@@ -138,7 +138,9 @@ def test_masked_backbones_are_not_run() -> None:
 
 def test_direct_runs_every_pass_in_full() -> None:
     net = seeded(SmallFusion)
-    fastalter.score_model(net, small_batches(3), reactivation=fastalter.Reactivation(B, LR), progress=False, direct=True)
+    fastalter.score_model(
+        net, small_batches(3), reactivation=fastalter.Reactivation(B, LR), progress=False, direct=True
+    )
     assert [backbone.calls for backbone in net.backbones.values()] == [3 * 3 + 2 * (B + 3)] * 2  # type: ignore[union-attr,operator]
 
 
@@ -161,7 +163,7 @@ def test_the_fuser_convolution_is_split(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(nn.Conv2d, "_conv_forward", spy)
     run = {"reactivation": fastalter.Reactivation(B, LR), "progress": False}
     split = fastalter.score_model(net, small_batches(3), **run)
-    # Camera products: 3 at the start, and B - 1 + 3 while the LiDAR is masked. LiDAR likewise. Never 9 = 4 + 5 channels.
+    # Camera products: 3 at the start, B - 1 + 3 while the LiDAR is masked. LiDAR likewise. Never 9 = 4 + 5 channels.
     assert sorted(widths) == [4] * (3 + B - 1 + 3) + [5] * (3 + B - 1 + 3)
     net.concat_conv = None  # type: ignore[assignment]
     widths.clear()
