@@ -1,0 +1,157 @@
+// The k-th largest score, exactly, without sorting or copying the arena: a radix select by 16-bit digits of the keys.
+//
+// The histogram of the top digit says in which bin the threshold lies. One sweep marks the elements of that bin in a
+// bitmap (1/32 of a float32 arena) and counts their next digit on the way. Every further digit looks at marked elements
+// only and unmarks those that differ. After the last digit the marks are exactly the elements equal to the threshold,
+// so the tie rule is a walk over the bitmap.
+#pragma once
+
+#include <cstdint>
+#include <limits>
+#include <vector>
+
+#include "key.h"
+#include "sweep.h"
+
+namespace fastalter {
+
+// The numbers whose key starts with one digit, as an interval. Comparing floats is cheaper than making keys.
+template <class T>
+struct Bin {
+    explicit Bin(uint16_t digit) {
+        constexpr T INF = std::numeric_limits<T>::infinity();
+        constexpr Word<T> LAST_NEGATIVE = SIGN<T> - 2;  // SIGN - 1 would be -0, which counts as +0
+        const Word<T> first = Word<T>(digit) << (width<T> - DIGIT_BITS);
+        const Word<T> last = first | (~Word<T>(0) >> DIGIT_BITS);
+        low = value_of<T>(std::max(first, key_of(-INF)));
+        high = value_of<T>(last == SIGN<T> - 1 ? LAST_NEGATIVE : std::min(last, key_of(INF)));
+    }
+
+    bool holds(T value) const { return (value >= low) & (value <= high); }
+
+    T low, high;
+};
+
+// One flag per element, set if the bin holds it; n full words.
+template <class T>
+FASTALTER_SIMD void mark_bin(Word<T>* FASTALTER_RESTRICT marks, const T* FASTALTER_RESTRICT score, Bin<T> bin,
+                             int64_t n) {
+    for (int64_t w = 0; w < n; ++w) {
+        Word<T> word = 0;
+        for (int j = 0; j < width<T>; ++j) word |= Word<T>(bin.holds(score[w * width<T> + j])) << j;
+        marks[w] = word;
+    }
+}
+
+// Index of the lowest set bit.
+inline int lowest(uint32_t word) {
+    return __builtin_ctz(word);
+}
+inline int lowest(uint64_t word) {
+    return __builtin_ctzll(word);
+}
+inline int count_bits(uint32_t word) {
+    return __builtin_popcount(word);
+}
+inline int count_bits(uint64_t word) {
+    return __builtin_popcountll(word);
+}
+
+template <class T>
+class KthSelect {
+  public:
+    KthSelect(const T* score, int64_t size) : score_(score), size_(size), marks_((size + width<T> - 1) / width<T>) {}
+
+    // rank counts from the top, 1 <= rank <= size. histogram [BINS] holds the counts of the top digit.
+    template <class Workers>
+    void run(const Workers& workers, const int64_t* histogram, int64_t rank) {
+        uint16_t digit = descend(histogram, rank);
+        Word<T> key = digit;
+        for (int next = 1; next < DIGITS<T>; ++next) {
+            Tally tally(workers.count);
+            for_blocks(workers, size_, [&](int64_t begin, int64_t end, int worker) {
+                next == 1 ? mark(begin, end, Bin<T>(digit)) : unmark(begin, end, next - 1, digit);
+                count(begin, end, next, worker, tally);
+            });
+            std::vector<int64_t> counts(BINS);
+            for (int64_t bin = 0; bin < BINS; ++bin) counts[bin] = tally.total(bin);
+            digit = descend(counts.data(), rank);
+            key = key << DIGIT_BITS | digit;
+        }
+        for_blocks(workers, size_, [&](int64_t begin, int64_t end, int) { unmark(begin, end, DIGITS<T> - 1, digit); });
+        threshold = value_of<T>(key);
+        cut = marked(rank);
+    }
+
+    T threshold;  // the rank-th largest score
+    int64_t cut;  // index of the last element equal to it that is among the `rank` largest, ties lowest index first
+
+  private:
+    // Finds the bin that holds the rank-th element from the top; rank becomes the rank inside that bin.
+    static uint16_t descend(const int64_t* counts, int64_t& rank) {
+        int64_t bin = BINS - 1;
+        while (rank > counts[bin]) rank -= counts[bin--];
+        return static_cast<uint16_t>(bin);
+    }
+
+    void mark(int64_t begin, int64_t end, Bin<T> bin) {
+        const int64_t full = (end - begin) / width<T>;
+        Word<T>* marks = marks_.data() + begin / width<T>;
+        mark_bin(marks, score_ + begin, bin, full);
+        for (int64_t i = begin + full * width<T>; i < end; ++i) {
+            marks[full] |= Word<T>(bin.holds(score_[i])) << (i % width<T>);
+        }
+    }
+
+    // Calls body(i, word, bit) for every marked element i of [begin, end).
+    template <class Body>
+    void for_marked(int64_t begin, int64_t end, const Body& body) {
+        for (int64_t w = begin / width<T>; w * width<T> < end; ++w) {
+            for (Word<T> rest = marks_[w]; rest != 0; rest &= rest - 1) {
+                const int bit = lowest(rest);
+                body(w * width<T> + bit, marks_[w], bit);
+            }
+        }
+    }
+
+    void unmark(int64_t begin, int64_t end, int which, uint16_t digit) {
+        for_marked(begin, end, [&](int64_t i, Word<T>& word, int bit) {
+            word &= ~(Word<T>(digit_of<T>(key_of(score_[i]), which) != digit) << bit);
+        });
+    }
+
+    void count(int64_t begin, int64_t end, int which, int worker, Tally& tally) {
+        for_marked(begin, end,
+                   [&](int64_t i, Word<T>, int) { tally.add(worker, i, digit_of<T>(key_of(score_[i]), which)); });
+    }
+
+    // Index of the rank-th marked element, counted from 1.
+    int64_t marked(int64_t rank) const {
+        for (size_t w = 0; w < marks_.size(); ++w) {
+            Word<T> rest = marks_[w];
+            if (const int bits = count_bits(rest); rank > bits) {
+                rank -= bits;
+                continue;
+            }
+            while (--rank > 0) rest &= rest - 1;
+            return static_cast<int64_t>(w) * width<T> + lowest(rest);
+        }
+        return -1;
+    }
+
+    const T* score_;
+    int64_t size_;
+    std::vector<Word<T>> marks_;  // bit i % width of word i / width belongs to element i
+};
+
+// Adds the counts of the keys' top digit to histogram [BINS].
+template <class T, class Workers>
+void key_histogram(const Workers& workers, int64_t* histogram, const T* score, int64_t size) {
+    Tally tally(workers.count);
+    for_blocks(workers, size, [&](int64_t begin, int64_t end, int worker) {
+        count_top_digits(tally, worker, score + begin, end - begin);
+    });
+    add_key_counts<T>(tally, histogram);
+}
+
+}  // namespace fastalter
