@@ -214,8 +214,8 @@ class SwinTransformer(nn.Module):
         self.out_indices = config.out_indices
         self.patch_embed = PatchEmbed(config.embed_dims)
         channels = [config.embed_dims * 2**i for i in range(len(config.depths))]
-        rates = torch.linspace(0.0, config.drop_path_rate, sum(config.depths)).tolist()
-        ends = torch.tensor([0, *config.depths]).cumsum(0).tolist()
+        rates = torch.linspace(0.0, config.drop_path_rate, sum(config.depths), device="cpu").tolist()
+        ends = [sum(config.depths[:i]) for i in range(len(config.depths) + 1)]
         self.stages = nn.ModuleList(
             SwinStage(width, heads, config, rates[start:end], last=width == channels[-1])
             for width, heads, (start, end) in zip(channels, config.num_heads, pairwise(ends), strict=True)
