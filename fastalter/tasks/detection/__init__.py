@@ -1,0 +1,1 @@
+"""3D object detection on a bird's-eye-view grid."""
