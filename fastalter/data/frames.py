@@ -110,6 +110,8 @@ class FrameFolder(Sequence[Sample]):
         rows, labels = [], []
         for name, box, record in found:
             if self.keep_unseen or was_seen(record):
+                if len(box) < 7:
+                    raise ValueError(f"a box of {len(box)} numbers; expected x, y, z, l, w, h, yaw")
                 rows.append([*(float(value) for value in box[:7]), *_velocity(record.get("velocity"))])
                 labels.append(CLASS_NAMES.index(name) if name in CLASS_NAMES else -1)
         return torch.tensor(rows, dtype=torch.float64).reshape(-1, BOX_SIZE), torch.tensor(labels, dtype=torch.int64)

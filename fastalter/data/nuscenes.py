@@ -43,6 +43,10 @@ class NuScenesFrames(Sequence[Sample]):
         keep_unseen: bool = False,
     ) -> None:
         self.root, self.sweeps, self.keep_unseen = root, sweeps, keep_unseen
+        if not root.is_dir():
+            raise DataError(
+                f"{root}: no such folder; give the nuScenes root, which holds v1.0-mini or v1.0-trainval and samples/"
+            )
         self.version = version or _default_version(root)
         self._tables = _load_tables(root, self.version)
         scenes = _scenes_of(self._tables, split, root / self.version)
@@ -142,14 +146,10 @@ def _default_version(root: Path) -> str:
     raise DataError(
         f"{root}: no nuScenes tables; expected {root}/v1.0-mini or v1.0-trainval with {', '.join(TABLES)} (.json), "
         "and beside it samples/, sweeps/ and maps/"
-        if root.is_dir()
-        else f"{root}: no such folder; give the nuScenes root, which holds v1.0-mini or v1.0-trainval and samples/"
     )
 
 
 def _versions(root: Path) -> list[str]:
-    if not root.is_dir():
-        return []
     return sorted(
         folder.name for folder in root.iterdir() if any((folder / f"{table}.json").is_file() for table in TABLES)
     )

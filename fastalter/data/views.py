@@ -25,7 +25,7 @@ from fastalter.errors import DataError
 
 CACHE_BYTES = 1 << 30
 TRIES = 32
-"""Draws of one view, until it keeps a box in range: a rotation can turn a frame's only box out of the range."""
+"""Draws of one view until it keeps a box in range; after that the scene stays as it is and only the images change."""
 
 
 class Batches(Sequence[Batch]):
@@ -115,6 +115,8 @@ def draw_view(
         bev = draw_bev_transform(rng)
         if usable_boxes(transform_boxes(sample.boxes, bev.matrix()), sample.labels, options.point_cloud_range):
             break
+    else:
+        bev = BevTransform()
     return bev, [draw_image_transform(rng) for _ in sample.images]
 
 
