@@ -6,9 +6,13 @@ Defaults are the published camera+LiDAR detection model (Swin-T, voxel 0.075 m).
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from typing import Any, Literal, TypeVar, get_type_hints
 
+from fastalter.errors import ModelError
+
+T = TypeVar("T")
 Bound = tuple[float, float, float]
 """(lower, upper, step) of a regular grid."""
 
@@ -103,6 +107,84 @@ class BEVFusionConfig:
         """The same weights on images of another size (only the frustum changes)."""
         return replace(self, camera=replace(self.camera, image_size=(height, width)))
 
+    def at_quarter_resolution(self) -> BEVFusionConfig:
+        """The same weights on a quarter of the pixels and map cells: images half as high and wide, cells twice as wide.
+
+        At full size: images 128x352, voxels of 0.15 m, a map of 90x90. Only the geometry parameters change.
+        """
+        grid, lidar = self.camera.view_transform, self.lidar
+        (x0, x1, dx), (y0, y1, dy) = grid.xbound, grid.ybound
+        coarse_grid = replace(grid, xbound=(x0, x1, 2 * dx), ybound=(y0, y1, 2 * dy))
+        height, width = self.camera.image_size
+        (vx, vy, vz), (nx, ny, nz) = lidar.voxel_size, lidar.sparse_shape
+        return replace(
+            self,
+            camera=replace(self.camera, view_transform=coarse_grid, image_size=(height // 2, width // 2)),
+            lidar=replace(lidar, voxel_size=(2 * vx, 2 * vy, vz), sparse_shape=(nx // 2, ny // 2, nz)),
+        )
+
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON-ready form, the inverse of `from_dict`."""
+        """Plain form of dictionaries, tuples, numbers and strings, ready for JSON; `from_dict` reads it back."""
         return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> BEVFusionConfig:
+        """The configuration that `to_dict` wrote, also after a round through JSON. Missing entries take their defaults.
+
+        Raises ModelError for an entry that no configuration has, or a section that is not a dictionary.
+        """
+        return _from_mapping(cls, values, "config")
+
+
+def _from_mapping(cls: type[T], values: Mapping[str, Any], path: str) -> T:
+    if not isinstance(values, Mapping):
+        raise ModelError(f"{path} is {type(values).__name__}, not a dictionary of {cls.__name__} entries")
+    hints = get_type_hints(cls)
+    known = {f.name for f in fields(cls)}  # type: ignore[arg-type]
+    if unknown := sorted(set(values) - known):
+        raise ModelError(f"{path} has no entry {unknown[0]!r}; it knows {', '.join(sorted(known))}")
+    return cls(**{name: _convert(hints[name], value, f"{path}.{name}") for name, value in values.items()})
+
+
+def _convert(hint: Any, value: Any, path: str) -> Any:
+    if isinstance(hint, type) and is_dataclass(hint):
+        return _from_mapping(hint, value, path)
+    return _tuples(value) if isinstance(value, (list, tuple)) else value
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(item) for item in value) if isinstance(value, (list, tuple)) else value
+
+
+def tiny_config() -> BEVFusionConfig:
+    """About a million parameters: the classes and module tree of the full model, narrow, on +-24 m and small images."""
+    reach, voxel = 24.0, 0.15
+    cells = round(2 * reach / voxel)
+    bound = (-reach, reach, 4 * voxel)
+    return BEVFusionConfig(
+        name="bevfusion-tiny",
+        camera=CameraConfig(
+            backbone=SwinConfig(embed_dims=16, num_heads=(1, 2, 4, 8)),
+            neck_channels=32,
+            view_transform=ViewTransformConfig(
+                out_channels=16, xbound=bound, ybound=bound, dbound=(1.0, 35.0, 1.0), depth_channels=(4, 8, 16)
+            ),
+            image_size=(64, 176),
+        ),
+        lidar=LidarConfig(
+            voxel_size=(voxel, voxel, 0.2),
+            point_cloud_range=(-reach, -reach, -5.0, reach, reach, 3.0),
+            sparse_shape=(cells, cells, 41),
+            max_voxels=(30000, 40000),
+            encoder_channels=((4, 4, 8), (8, 8, 16), (16, 16, 32), (32, 32)),
+            output_channels=16,
+        ),
+        fuser_channels=32,
+        decoder=DecoderConfig(channels=(16, 32), neck_channels=(32, 32)),
+        head=HeadConfig(
+            num_proposals=60,
+            hidden_channels=32,
+            ffn_channels=64,
+            post_center_range=(-1.2 * reach, -1.2 * reach, -10.0, 1.2 * reach, 1.2 * reach, 10.0),
+        ),
+    )

@@ -126,6 +126,7 @@ class DepthLSS(nn.Module):
         )
         smooth = [m for s in (1, 2, 1) for m in _conv_norm(self.out_channels, self.out_channels, 3, s, bias=False)]
         self.downsample = nn.Sequential(*smooth) if config.downsample == 2 else nn.Identity()
+        self.out_grid = tuple(-(-size // config.downsample) for size in self.grid)
 
     def forward(
         self,
