@@ -4,6 +4,7 @@ Environment: FASTALTER_CUDA=0 skips the CUDA library, FORCE_CUDA=1 makes a missi
 built where nvcc is. TORCH_CUDA_ARCH_LIST ("8.0;9.0+PTX") and MAX_JOBS work as for torch's own extensions.
 """
 
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -17,9 +18,21 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).resolve().parent
 
 
+def find_torch() -> Path:
+    """The installed torch package, without the seconds its import takes."""
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        sys.exit("fastalter builds against the installed torch: install torch >= 2.10, then use --no-build-isolation")
+    return Path(spec.origin).parent
+
+
 def find_nvcc() -> str | None:
-    """nvcc as CUDACXX, CUDA_HOME or the path name it; None if there is none or the CUDA library is not wanted."""
+    """nvcc as CUDACXX, CUDA_HOME or the path name it; None if there is none, or nothing to build with it."""
     if os.environ.get("FASTALTER_CUDA") == "0":
+        return None
+    if not (TORCH / "lib" / "libtorch_cuda.so").exists():
+        if os.environ.get("FORCE_CUDA") == "1":
+            sys.exit(f"FORCE_CUDA=1, but the torch in {TORCH} is built without CUDA: install one that is")
         return None
     home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
     places = [os.environ.get("CUDACXX"), f"{home}/bin/nvcc" if home else None, "nvcc", "/usr/local/cuda/bin/nvcc"]
@@ -29,6 +42,7 @@ def find_nvcc() -> str | None:
     return nvcc
 
 
+TORCH = find_torch()
 NVCC = find_nvcc()
 
 
@@ -39,15 +53,13 @@ class CMakeBuild(build_ext):
         return str(Path(*fullname.split("."))) + ".so"
 
     def run(self) -> None:
-        import torch  # for its headers and libraries; nothing here asks for a GPU
-
         output = Path(self.get_ext_fullpath(self.extensions[0].name)).resolve().parent
         build = Path(self.build_temp).resolve()
         configure = ["cmake", "-S", str(ROOT), "-B", str(build), "-DCMAKE_BUILD_TYPE=Release"]
         if shutil.which("ninja"):
             configure += ["-G", "Ninja"]
         configure += [
-            f"-DFASTALTER_TORCH={Path(torch.__file__).parent}",
+            f"-DFASTALTER_TORCH={TORCH}",
             f"-DFASTALTER_OUTPUT={output}",
             f"-DFASTALTER_CUDA={'ON' if NVCC else 'OFF'}",
             f"-DTORCH_CUDA_ARCH_LIST={os.environ.get('TORCH_CUDA_ARCH_LIST', '')}",

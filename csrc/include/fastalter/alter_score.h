@@ -54,6 +54,13 @@ void alter_score(const Workers& workers, T* score, int64_t* histogram, const T* 
             stream_out(score + i, s, n);
             if (deci) stream_out(deci + i, d, n);
             if (reri) stream_out(reri + i, r, n);
+            // Counting leaves the memory idle: fetch the next part meanwhile.
+            prefetch(theta + i + n, n);
+            prefetch(grad + i + n, n);
+            for (int64_t k = 0; k < stages; ++k) {
+                prefetch(start[k] + i + n, n);
+                prefetch(end[k] + i + n, n);
+            }
             count_top_digits(tally, worker, s, n);
         }
         stream_end();

@@ -38,29 +38,16 @@ FASTALTER_SIMD void mark_bin(Word<T>* FASTALTER_RESTRICT marks, const T* FASTALT
                              int64_t n) {
     for (int64_t w = 0; w < n; ++w) {
         Word<T> word = 0;
+        prefetch(score + w * width<T> + AHEAD<T>, width<T>);
         for (int j = 0; j < width<T>; ++j) word |= Word<T>(bin.holds(score[w * width<T> + j])) << j;
         marks[w] = word;
     }
 }
 
-// Index of the lowest set bit.
-inline int lowest(uint32_t word) {
-    return __builtin_ctz(word);
-}
-inline int lowest(uint64_t word) {
-    return __builtin_ctzll(word);
-}
-inline int count_bits(uint32_t word) {
-    return __builtin_popcount(word);
-}
-inline int count_bits(uint64_t word) {
-    return __builtin_popcountll(word);
-}
-
 template <class T>
 class KthSelect {
   public:
-    KthSelect(const T* score, int64_t size) : score_(score), size_(size), marks_((size + width<T> - 1) / width<T>) {}
+    KthSelect(const T* score, int64_t size) : score_(score), size_(size), marks_((size + 63) / 64) {}
 
     // rank counts from the top, 1 <= rank <= size. histogram [BINS] holds the counts of the top digit.
     template <class Workers>
@@ -70,7 +57,11 @@ class KthSelect {
         for (int next = 1; next < DIGITS<T>; ++next) {
             Tally tally(workers.count);
             for_blocks(workers, size_, [&](int64_t begin, int64_t end, int worker) {
-                next == 1 ? mark(begin, end, Bin<T>(digit)) : unmark(begin, end, next - 1, digit);
+                if (next == 1) {
+                    mark(begin, end, Bin<T>(digit));
+                } else {
+                    unmark(begin, end, next - 1, digit);
+                }
                 count(begin, end, next, worker, tally);
             });
             std::vector<int64_t> counts(BINS);
@@ -78,9 +69,17 @@ class KthSelect {
             digit = descend(counts.data(), rank);
             key = key << DIGIT_BITS | digit;
         }
-        for_blocks(workers, size_, [&](int64_t begin, int64_t end, int) { unmark(begin, end, DIGITS<T> - 1, digit); });
         threshold = value_of<T>(key);
-        cut = marked(rank);
+
+        std::vector<int64_t> ties(blocks_of(size_));
+        for_blocks(workers, size_, [&](int64_t begin, int64_t end, int) {
+            ties[begin / BLOCK] = unmark(begin, end, DIGITS<T> - 1, digit);
+        });
+        int64_t block = 0;
+        while (rank > ties[block]) rank -= ties[block++];
+        for_marked(block * BLOCK, std::min(size_, (block + 1) * BLOCK), [&](int64_t i) {
+            if (rank-- == 1) cut = i;
+        });
     }
 
     T threshold;  // the rank-th largest score
@@ -95,53 +94,40 @@ class KthSelect {
     }
 
     void mark(int64_t begin, int64_t end, Bin<T> bin) {
+        Word<T>* marks = reinterpret_cast<Word<T>*>(marks_.data()) + begin / width<T>;
         const int64_t full = (end - begin) / width<T>;
-        Word<T>* marks = marks_.data() + begin / width<T>;
         mark_bin(marks, score_ + begin, bin, full);
-        for (int64_t i = begin + full * width<T>; i < end; ++i) {
-            marks[full] |= Word<T>(bin.holds(score_[i])) << (i % width<T>);
-        }
+        for (int64_t i = begin + full * width<T>; i < end; ++i)
+            marks_[i / 64] |= uint64_t(bin.holds(score_[i])) << i % 64;
     }
 
-    // Calls body(i, word, bit) for every marked element i of [begin, end).
+    // Calls body(i) for every marked element i of [begin, end).
     template <class Body>
-    void for_marked(int64_t begin, int64_t end, const Body& body) {
-        for (int64_t w = begin / width<T>; w * width<T> < end; ++w) {
-            for (Word<T> rest = marks_[w]; rest != 0; rest &= rest - 1) {
-                const int bit = lowest(rest);
-                body(w * width<T> + bit, marks_[w], bit);
-            }
+    void for_marked(int64_t begin, int64_t end, const Body& body) const {
+        for (int64_t w = begin / 64; w * 64 < end; ++w) {
+            for (uint64_t rest = marks_[w]; rest != 0; rest &= rest - 1) body(w * 64 + __builtin_ctzll(rest));
         }
     }
 
-    void unmark(int64_t begin, int64_t end, int which, uint16_t digit) {
-        for_marked(begin, end, [&](int64_t i, Word<T>& word, int bit) {
-            word &= ~(Word<T>(digit_of<T>(key_of(score_[i]), which) != digit) << bit);
+    // Unmarks the elements with another digit; returns how many are left.
+    int64_t unmark(int64_t begin, int64_t end, int which, uint16_t digit) {
+        int64_t left = 0;
+        for_marked(begin, end, [&](int64_t i) {
+            const bool stays = digit_of<T>(key_of(score_[i]), which) == digit;
+            marks_[i / 64] &= ~(uint64_t(!stays) << i % 64);
+            left += stays;
         });
+        return left;
     }
 
     void count(int64_t begin, int64_t end, int which, int worker, Tally& tally) {
         for_marked(begin, end,
-                   [&](int64_t i, Word<T>, int) { tally.add(worker, i, digit_of<T>(key_of(score_[i]), which)); });
-    }
-
-    // Index of the rank-th marked element, counted from 1.
-    int64_t marked(int64_t rank) const {
-        for (size_t w = 0; w < marks_.size(); ++w) {
-            Word<T> rest = marks_[w];
-            if (const int bits = count_bits(rest); rank > bits) {
-                rank -= bits;
-                continue;
-            }
-            while (--rank > 0) rest &= rest - 1;
-            return static_cast<int64_t>(w) * width<T> + lowest(rest);
-        }
-        return -1;
+                   [&](int64_t i) { ++tally.table(worker, i % Tally::COPIES)[digit_of<T>(key_of(score_[i]), which)]; });
     }
 
     const T* score_;
     int64_t size_;
-    std::vector<Word<T>> marks_;  // bit i % width of word i / width belongs to element i
+    std::vector<uint64_t> marks_;  // bit i % 64 of word i / 64 belongs to element i; little-endian, as the mask
 };
 
 // Adds the counts of the keys' top digit to histogram [BINS].

@@ -14,6 +14,7 @@ FASTALTER_SIMD void flag_greater(Word<T>* FASTALTER_RESTRICT flags, const T* FAS
                                  int64_t n) {
     for (int64_t w = 0; w < n; ++w) {
         Word<T> word = 0;
+        prefetch(score + w * width<T> + AHEAD<T>, width<T>);
         for (int j = 0; j < width<T>; ++j) word |= Word<T>(score[w * width<T> + j] > threshold) << j;
         flags[w] = word;
     }
@@ -24,6 +25,7 @@ FASTALTER_SIMD void flag_greater_equal(Word<T>* FASTALTER_RESTRICT flags, const 
                                        T threshold, int64_t n) {
     for (int64_t w = 0; w < n; ++w) {
         Word<T> word = 0;
+        prefetch(score + w * width<T> + AHEAD<T>, width<T>);
         for (int j = 0; j < width<T>; ++j) word |= Word<T>(score[w * width<T> + j] >= threshold) << j;
         flags[w] = word;
     }
