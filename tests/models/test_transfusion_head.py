@@ -107,7 +107,13 @@ def test_dropout_modules_alone_switch_dropout_off():
         if isinstance(module, torch.nn.Dropout):
             module.eval()
     assert torch.equal(head(feature)["center"], head(feature)["center"])
-    assert small_head(dropout=0.5).decoder[0].self_attn.weights_dropout.p == 0.5
+
+
+def test_attention_drops_weights():
+    attention = Attention(16, 4, 0.5).train()
+    query, memory = torch.randn(1, 3, 16), torch.randn(1, 9, 16)
+    assert not torch.equal(attention(query, memory), attention(query, memory))
+    assert torch.equal(attention.eval()(query, memory), attention(query, memory))
 
 
 def test_peaks_are_local_maxima_and_the_border_has_none_for_large_classes():
