@@ -101,3 +101,19 @@ def _forced(name: str, op: str, device: str) -> Backend:
             raise BackendError(f"{VARIABLE}={name} cannot run {op} on {device}: {name} {reason}; unset {VARIABLE}")
     known = ", ".join(backend.name for backend in BACKENDS)
     raise BackendError(f"{VARIABLE}={name} names no implementation: choose one of {known}, or unset it")
+
+
+def survey(device: str) -> dict[str, dict[str, str]]:
+    """Per op: under "serves" the backend that runs it on this device type, and every other backend with its reason."""
+    found: dict[str, dict[str, str]] = {}
+    for op in OPS:
+        try:
+            chosen = serving(op, device).name
+        except BackendError as error:
+            found[op] = {"serves": f"none: {error}"}
+            continue
+        others = {backend.name: obstacle(backend, op, device) for backend in BACKENDS if backend.name != chosen}
+        found[op] = {"serves": chosen} | {
+            name: reason or f"able, but {chosen} goes first" for name, reason in others.items()
+        }
+    return found
