@@ -12,10 +12,9 @@
 
 namespace {
 
+using fastalter::THREADS;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
-
-constexpr int THREADS = 256;
 
 cudaStream_t current_stream(int device) {
     void* stream = nullptr;
@@ -28,7 +27,7 @@ int grid_for(int64_t work, int device) {
     int processors = 0;
     STD_CUDA_CHECK(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device));
     const int64_t wanted = (work + THREADS - 1) / THREADS;
-    return static_cast<int>(std::clamp<int64_t>(wanted, 1, processors * (2048 / THREADS)));
+    return static_cast<int>(std::clamp<int64_t>(wanted, 1, processors * fastalter::BLOCKS_PER_SM));
 }
 
 fastalter::Geometry geometry_of(const Tensor& tensor) {

@@ -8,6 +8,10 @@
 
 namespace fastalter {
 
+// Blocks that fill an SM: 2048 threads. The compiler then keeps within the 32 registers each may have.
+constexpr int THREADS = 256;
+constexpr int BLOCKS_PER_SM = 2048 / THREADS;
+
 // One 128-bit access: the widest a thread can make, so 2048 threads keep 32 KB in flight on every SM.
 template <class T>
 struct alignas(16) Pack {
@@ -31,7 +35,8 @@ __device__ void apply_mask_to_element(T* element, const uint8_t* mask, int64_t b
 // theta[i] becomes +0 where bit `bit + i` is 0. Any grid; memory-bound: reads and writes every element once.
 //   theta: | head: up to the first 16-byte boundary | packs of LANES elements | tail |
 template <class T>
-__global__ void apply_mask_kernel(T* theta, const uint8_t* mask, int64_t bit, int64_t size) {
+__global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM)
+    apply_mask_kernel(T* theta, const uint8_t* mask, int64_t bit, int64_t size) {
     constexpr int LANES = Pack<T>::LANES;
     const int64_t to_boundary = (16 - reinterpret_cast<uintptr_t>(theta) % 16) % 16 / sizeof(T);
     const int64_t head = to_boundary < size ? to_boundary : size;
