@@ -2,6 +2,9 @@
 
 Lift-splat-shoot (Philion and Fidler, ECCV 2020) in the depth-aware form of BEVFusion (Liu et al., ICRA 2023): the
 points are projected into every image as a sparse depth map, which helps the network to place each pixel along its ray.
+
+Geometry is float32 whatever the dtype of the model, as the voxels are: a float64 run then sees the same depth pixels
+and cells as the float32 run that it is compared with, instead of moving what lies on an edge.
 """
 
 from __future__ import annotations
@@ -52,20 +55,21 @@ def _untransform(points: Tensor, matrix: Tensor) -> Tensor:
 def depth_image(
     points: Tensor, lidar2image: Tensor, image_aug: Tensor, lidar_aug: Tensor, image_size: tuple[int, int]
 ) -> Tensor:
-    """Depth maps [N, 1, H, W] of one sample: metres at the pixels that a LiDAR point falls on, 0 elsewhere.
+    """Depth maps float32 [N, 1, H, W] of one sample: metres at the pixels that a LiDAR point falls on, 0 elsewhere.
 
     points: [P, >=3] in the augmented LiDAR frame, left as they are. lidar2image, image_aug: [N, 4, 4]. lidar_aug:
     [4, 4]. Where several points share a pixel the nearest is kept, which does not depend on their order.
     """
     height, width = image_size
-    pixels = _transform(_untransform(points[:, :3], lidar_aug), lidar2image)  # [N, P, 3], scaled by depth
+    lidar2image, image_aug, lidar_aug = lidar2image.float(), image_aug.float(), lidar_aug.float()
+    pixels = _transform(_untransform(points[:, :3].float(), lidar_aug), lidar2image)  # [N, P, 3], scaled by depth
     distance = pixels[..., 2]
     pixels = torch.cat([pixels[..., :2] / distance.clamp(min=_NEAREST).unsqueeze(-1), distance.unsqueeze(-1)], -1)
     x, y, _ = _transform(pixels, image_aug).unbind(-1)
     visible = (x >= 0) & (x < width) & (y >= 0) & (y < height) & (distance > _NEAREST)
     camera, point = visible.nonzero(as_tuple=True)
     pixel = (camera * height + y[camera, point].long()) * width + x[camera, point].long()
-    flat = points.new_zeros(len(lidar2image) * height * width)
+    flat = distance.new_zeros(len(lidar2image) * height * width)
     flat.scatter_reduce_(0, pixel, distance[camera, point], "amin", include_self=False)
     return flat.view(-1, 1, height, width)
 
@@ -145,7 +149,7 @@ class DepthLSS(nn.Module):
                 for sample in zip(points, lidar2image, image_aug, lidar_aug, strict=True)
             ]
         )
-        logits, context = self._predict(features, depth)
+        logits, context = self._predict(features, depth.to(features.dtype))
         cells = self.cells(self.geometry(camera2lidar, intrinsics, image_aug, lidar_aug))
         bev = torch.stack([self._splat(*sample) for sample in zip(logits.softmax(2), context, cells, strict=True)])
         out: Tensor = self.downsample(bev)
@@ -161,12 +165,13 @@ class DepthLSS(nn.Module):
 
     @torch.no_grad()
     def geometry(self, camera2lidar: Tensor, intrinsics: Tensor, image_aug: Tensor, lidar_aug: Tensor) -> Tensor:
-        """[B, N, D, h, w, 3]: where each frustum point lies, in the augmented LiDAR frame (m)."""
-        points = _untransform(self.frustum.view(-1, 3), image_aug)  # [B, N, D*h*w, 3]
+        """float32 [B, N, D, h, w, 3]: where each frustum point lies, in the augmented LiDAR frame (m)."""
+        camera2lidar, intrinsics = camera2lidar.float(), intrinsics.float()
+        points = _untransform(self.frustum.float().view(-1, 3), image_aug.float())  # [B, N, D*h*w, 3]
         rays = torch.cat([points[..., :2] * points[..., 2:], points[..., 2:]], -1)
         to_lidar = camera2lidar[..., :3, :3] @ torch.inverse(intrinsics[..., :3, :3])
         points = rays @ to_lidar.transpose(-1, -2) + camera2lidar[..., None, :3, 3]
-        points = _transform(points.flatten(1, 2), lidar_aug)
+        points = _transform(points.flatten(1, 2), lidar_aug.float())
         return points.view(*camera2lidar.shape[:2], *self.frustum.shape)
 
     @torch.no_grad()
@@ -175,7 +180,8 @@ class DepthLSS(nn.Module):
 
         Truncation is toward zero, so up to one cell below the lower bound counts as the first cell, as upstream has it.
         """
-        index = ((geometry - (self.bx - self.dx / 2)) / self.dx).long()
+        first_centre, step = self.bx.float(), self.dx.float()
+        index = ((geometry - (first_centre - step / 2)) / step).long()
         inside = ((index >= 0) & (index < self.nx)).all(-1)
         size_x, size_y = self.grid
         return torch.where(inside, index[..., 0] * size_y + index[..., 1], size_x * size_y)
