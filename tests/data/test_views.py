@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastalter.data import Batch, Batches, load
+from fastalter.data import Batch, Batches, PrepareOptions, load, open_frames
+from fastalter.data.views import draw_view
 from fastalter.errors import DataError
 from fastalter.models.config import BEVFusionConfig, LidarConfig
 from tests.data.tiny_nuscenes import SAMPLES
@@ -61,9 +62,21 @@ def test_a_batch_depends_on_seed_and_index_not_on_the_order_of_calls(tiny: Path)
     assert all(same(there[index], batch) for index, batch in enumerate(loaded(tiny, batches=9)[:4]))
 
 
-def test_another_seed_gives_other_views(tiny: Path) -> None:
-    one, two = loaded(tiny, seed=0)[3], loaded(tiny, seed=1)[3]
-    assert not torch.equal(one.lidar_aug, two.lidar_aug)
+def test_another_seed_frame_or_view_is_augmented_otherwise(tiny: Path) -> None:
+    sample, options = open_frames(f"nuscenes:{tiny}")[0], PrepareOptions((32, 64))
+    drawn = [
+        draw_view(sample, frame, view, options, seed)
+        for seed, frame, view in ((0, 0, 1), (1, 0, 1), (0, 1, 1), (0, 0, 2))
+    ]
+    assert len({bev for bev, _ in drawn}) == 4
+    assert len({tuple(images) for _, images in drawn}) == 4
+
+
+@pytest.mark.parametrize("spec", ["nuscenes", "example"])
+def test_matrices_of_a_batch_agree_with_each_other(tiny: Path, spec: str) -> None:
+    batch = load(f"nuscenes:{tiny}" if spec == "nuscenes" else spec, config=CONFIG)[0].to(dtype=torch.float64)
+    expected = batch.intrinsics @ torch.linalg.inv(batch.camera2lidar)
+    torch.testing.assert_close(batch.lidar2image, expected, atol=1e-3, rtol=1e-5)
 
 
 def test_list_like(tiny: Path) -> None:
