@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,9 @@ from fastalter.checkpoint.reader import Archive, read_checkpoint
 from fastalter.checkpoint.writer import Template, make_template, write_checkpoint
 from fastalter.errors import CheckpointError, ModelError
 from fastalter.models.config import BEVFusionConfig
+
+if TYPE_CHECKING:
+    from fastalter.models.bevfusion import BEVFusion
 
 SHOWN_KEYS = 3
 
@@ -33,7 +37,7 @@ class Loaded:
         notes: remarks for the user, one line each.
     """
 
-    model: nn.Module
+    model: BEVFusion
     layout: str
     sparse_layout: str
     config: BEVFusionConfig
@@ -140,7 +144,7 @@ def _carried_text(archive: Archive) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def _build(config: BEVFusionConfig) -> nn.Module:
+def _build(config: BEVFusionConfig) -> BEVFusion:
     from fastalter.models import build
 
     return build(config)

@@ -118,6 +118,17 @@ def test_a_file_may_be_written_over_itself(tiny: BEVFusion, tmp_path: Path) -> N
     assert torch.equal(again.root["optimizer"]["momentum"], torch.arange(9.0))  # type: ignore[index]
 
 
+def test_what_is_kept_does_not_hang_on_the_file(tiny: BEVFusion, tmp_path: Path) -> None:
+    path = write(tmp_path / "a.pth", {"state_dict": tiny.state_dict(), "optimizer": {"momentum": torch.arange(99.0)}})
+    loaded = load_checkpoint(path)
+    with open(path, "r+b") as file:  # in place, so the same file changes under whatever still maps it
+        file.write(b"\0" * path.stat().st_size)
+    loaded.save(tmp_path / "b.pth")
+    again = read_checkpoint(tmp_path / "b.pth")
+    same_state(dict(again.state), tiny.state_dict())
+    assert torch.equal(again.root["optimizer"]["momentum"], torch.arange(99.0))  # type: ignore[index]
+
+
 def test_the_older_mmdet3d_file_loads(tiny: BEVFusion, tmp_path: Path) -> None:
     state = in_layout(tiny.state_dict(), "mmdet3d", "spconv2")
     older = {key.replace("view_transform.", "vtransform."): value for key, value in state.items()}
@@ -144,7 +155,7 @@ def test_what_is_not_plain_data_is_left_out_and_said(tiny: BEVFusion, tmp_path: 
     meta = {"epoch": 3, "seed": np.int64(4), "scores": np.arange(3)}
     try:
         hub = pickled_by(name, "HistoryBuffer", lambda kind: kind())
-        meta["hooks"] = [1, hub]
+        meta["hooks"] = [1, {"last": hub}]
         payload = {"meta": meta, "message_hub": {"loss": hub, "lr": 0.5}, "state_dict": tiny.state_dict()}
         path = write(tmp_path / "a.pth", payload)
     finally:

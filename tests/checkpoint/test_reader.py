@@ -222,6 +222,14 @@ def test_a_storage_entry_of_another_length_is_refused(tmp_path: Path) -> None:
         assert "storage 0 is missing or of another length" in refusal(tmp_path / "a.pth")
 
 
+def test_a_legacy_storage_of_another_length_is_refused(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.pth", {"a": torch.full((7,), 2.5)}, "legacy")
+    raw, header = path.read_bytes(), struct.pack("<q", 7) + struct.pack("<f", 2.5)
+    assert raw.count(header) == 1
+    path.write_bytes(raw.replace(header, struct.pack("<q", 6) + struct.pack("<f", 2.5)))
+    assert "has another length than stated" in refusal(path)
+
+
 def test_a_flipped_bit_in_the_weights_is_noted(tmp_path: Path) -> None:
     path = save(tmp_path / "a.pth", {"state_dict": {"a": torch.full((64,), 1.0)}})
     raw = bytearray(path.read_bytes())
