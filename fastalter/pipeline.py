@@ -176,7 +176,7 @@ def _load_model(options: ScoreOptions) -> tuple[BEVFusion, dict[str, Any], list[
         return model, {"model": f"{name} (random weights, seed {options.seed})"}, []
     from fastalter.checkpoint import load_checkpoint
 
-    loaded = load_checkpoint(options.checkpoint, model=options.model)
+    loaded = load_checkpoint(options.checkpoint, model=options.model, image_size=size)
     origin = {"path": str(loaded.path), "sha256": loaded.sha256, "layout": loaded.layout}
     return loaded.model, {"model": loaded.config.name, "checkpoint": origin}, list(loaded.notes)
 
