@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Sequence
 
 import typer
-from typer.exceptions import TyperException
 
 from fastalter.errors import FastalterError
 
@@ -18,11 +17,14 @@ def run(app: typer.Typer, arguments: Sequence[str] | None = None) -> int:
         warnings.simplefilter("ignore")  # deprecations inside dependencies; -W default brings them back
     try:
         status = app(args=arguments, standalone_mode=False)
-    except (FastalterError, TyperException) as error:
-        message = error.format_message() if isinstance(error, TyperException) else str(error)
-        print("error:", " ".join(message.split()), file=sys.stderr)
-        return 2
     except (KeyboardInterrupt, typer.Abort):
         print("stopped; nothing was written", file=sys.stderr)
         return 130
+    except Exception as error:
+        # A wrong option: typer's base class for these has moved between versions, its method has not.
+        usage = getattr(error, "format_message", None)
+        if usage is None and not isinstance(error, FastalterError):
+            raise
+        print("error:", " ".join((usage() if usage else str(error)).split()), file=sys.stderr)
+        return 2
     return status if isinstance(status, int) else 0
