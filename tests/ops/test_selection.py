@@ -93,6 +93,15 @@ def test_ties_go_to_the_lowest_index(backend: str) -> None:
     assert ops.make_mask(score, threshold, cut, torch.tensor([0, 6]))[0][0] == 0b000111
 
 
+def test_zeros_are_not_taken_for_the_negative_numbers_beside_them(backend: str) -> None:
+    """-65535 units of the last place: its key differs from -0's in the lower half only, and -0 counts as +0."""
+    lowest = torch.tensor([-0x7FFF0001], dtype=torch.int32).view(torch.float32)  # bits 0x8000ffff
+    score = torch.cat([torch.zeros(2), -torch.zeros(1), lowest, torch.zeros(1)])
+    threshold, cut = ops.kth_value(score, 5)
+    assert threshold == lowest
+    assert int(cut) == 3
+
+
 @pytest.mark.parametrize("nan", [math.nan, -math.nan])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_nan_is_refused(backend: str, nan: float, dtype: torch.dtype) -> None:
