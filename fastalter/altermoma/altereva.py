@@ -34,8 +34,8 @@ class AlterEva:
 def alter_eva(arena: Arena, alpha: float = 1.0, beta: float = 1.0, *, keep_terms: bool = False) -> AlterEva:
     """Score every weight of the arena.
 
-    A sensor branch takes the mean of its ReRI over the stages in which another branch was masked (eq. 11; one stage where
-    there are two sensors). Fusion takes beta/M of each of M stages' normalised ReRI (eq. 13).
+    A sensor branch takes the mean of its ReRI over the stages in which another branch was masked (eq. 11; with two
+    sensors that is one stage). Fusion takes beta/M of each of M stages' normalised ReRI (eq. 13).
 
     Raises:
         ScoringError: a gradient is not finite; names the weight.

@@ -79,6 +79,7 @@ class AlternateMasking:
         arena.grad.scale(1 / len(data))
         for accumulator in arena.start.values():
             accumulator.scale(1 / len(data))
+        arena.check_finite()  # before reactivation spreads what is wrong
         return first
 
     def _reactivate(self, masked: str, data: Batches, first: Gradients, progress: Progress) -> None:

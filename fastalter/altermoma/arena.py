@@ -112,6 +112,8 @@ class Accumulator:
 
     def first_not_finite(self) -> str | None:
         """Name of the first weight with a NaN or infinite entry."""
+        if bool(torch.isfinite(self.flat.sum())):
+            return None  # one sweep, as nearly always; an overflowing sum of finite numbers goes on to the exact check
         return next((name for name, view in self._views.items() if not bool(torch.isfinite(view).all())), None)
 
     def _shift(self, offset: int) -> int:
@@ -168,7 +170,7 @@ class Arena:
             name = accumulator.first_not_finite()
             if name is not None:
                 raise ScoringError(
-                    f"{name}: its gradient {where} is not finite; after reactivation lower lr=, else look at the batches"
+                    f"{name}: its gradient {where} is not finite; after reactivation lower lr=, else check the batches"
                 )
 
     def _accumulators(self) -> Iterable[tuple[str, Accumulator]]:
