@@ -10,6 +10,9 @@ import typer
 
 from fastalter.errors import FastalterError
 
+INTERRUPTED = 130
+"""Exit status after Ctrl-C: 128 + SIGINT."""
+
 
 def run(app: typer.Typer, arguments: Sequence[str] | None = None) -> int:
     """Run a verb and return its exit status: 0, 2 after a mistake (options included), 130 after Ctrl-C."""
@@ -18,8 +21,7 @@ def run(app: typer.Typer, arguments: Sequence[str] | None = None) -> int:
     try:
         status = app(args=arguments, standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
-        print("stopped; nothing was written", file=sys.stderr)
-        return 130
+        status = INTERRUPTED
     except Exception as error:
         # A wrong option: typer's base class for these has moved between versions, its method has not.
         usage = getattr(error, "format_message", None)
@@ -27,4 +29,6 @@ def run(app: typer.Typer, arguments: Sequence[str] | None = None) -> int:
             raise
         print("error:", " ".join((usage() if usage else str(error)).split()), file=sys.stderr)
         return 2
+    if status == INTERRUPTED:  # newer typers return it themselves
+        print("stopped; nothing was written", file=sys.stderr)
     return status if isinstance(status, int) else 0

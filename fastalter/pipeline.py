@@ -155,6 +155,8 @@ def score_checkpoint(options: ScoreOptions, progress: ProgressFunction = lambda 
         clock=clock,
     )
     scores.metadata.update(origin)
+    size = model.config.camera.image_size
+    scores.metadata["settings"].update(batch_size=options.batch_size, image_size=list(size), sweeps=options.sweeps)
     with step("mask"):
         mask = scores.mask(ratio=options.ratio)
     mask.metadata.update(origin)

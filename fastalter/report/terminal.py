@@ -24,13 +24,13 @@ _TEXT = "branch", "layer", "stage"
 
 def show_run(run: ScoreRun, *, as_json: bool) -> None:
     """A run on stdout: as tables, or as one JSON object with the notes and warnings on stderr."""
-    lost = lost_layers(layer_counts(run.mask))
+    warnings = [*run.warnings, *lost_layers(layer_counts(run.mask))]
     print_lines("note", run.notes, stderr=as_json)
-    print_lines("warning", [*run.warnings, *lost], stderr=as_json)
     if as_json:
         print(json.dumps(summary(run.scores.metadata, run.mask, run.seconds)))
     else:
         print_summary(run.scores.metadata, run.mask, run.seconds)
+    print_lines("warning", warnings, stderr=as_json)
 
 
 def print_summary(metadata: Mapping[str, Any], mask: Mask, seconds: Mapping[str, float]) -> None:

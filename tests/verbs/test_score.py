@@ -1,0 +1,144 @@
+"""The score verb on the tiny model, as a user runs it."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib.image
+import pytest
+import torch
+
+import fastalter
+from fastalter.score import main
+
+QUICK = ["--batches", "1", "--batch-size", "1"]
+
+
+def run(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "fastalter.score", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd)
+
+
+@dataclass
+class Run:
+    folder: Path
+    found: dict
+    stderr: str
+
+
+@pytest.fixture(scope="module")
+def scored(checkpoint, tmp_path_factory) -> Run:
+    """One run from the shell with every output and --json."""
+    folder = tmp_path_factory.mktemp("run")
+    outputs = ["--out", "s.safetensors", "--mask", "m.safetensors", "--plot", "kept.png"]
+    done = run(checkpoint, *QUICK, "--ratio", "0.9", "--seed", "4", *outputs, "--json", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("\n") == 1
+    return Run(folder, json.loads(done.stdout), done.stderr)
+
+
+def test_json_is_one_object_with_the_promised_keys(scored):
+    found = scored.found
+    assert list(found) == ["method", "model", "data", "seed", "branches", "total", "threshold", "seconds"]
+    assert (found["method"], found["model"], found["seed"]) == ("altermoma", "bevfusion-tiny", 4)
+    assert "no real data" in found["data"]
+    assert list(found["branches"]) == ["camera", "lidar", "fusion"]
+    for key in ("parameters", "prunable", "kept"):
+        assert found["total"][key] == sum(branch[key] for branch in found["branches"].values())
+    assert found["total"]["kept"] == round(0.1 * found["total"]["prunable"])
+    assert all(seconds >= 0 for seconds in found["seconds"].values())
+    assert all(re.match("note: |warning: ", line) for line in scored.stderr.splitlines())
+
+
+def test_counts_are_those_of_the_model(scored):
+    geometry = ("dx", "bx", "nx", "frustum")
+    named = fastalter.models.build("bevfusion-tiny").named_parameters()
+    learned = {name: p.numel() for name, p in named if name.rsplit(".", 1)[-1] not in geometry}
+    branches = scored.found["branches"]
+    for branch in ("camera", "lidar"):
+        inside = sum(size for name, size in learned.items() if name.startswith(f"encoders.{branch}."))
+        assert branches[branch]["parameters"] == inside
+    assert scored.found["total"]["parameters"] == sum(learned.values())
+
+
+def test_the_artifacts_load_and_agree_with_what_was_printed(scored, checkpoint):
+    scores = fastalter.Scores.load(scored.folder / "s.safetensors")
+    mask = fastalter.Mask.load(scored.folder / "m.safetensors")
+    kept = {name: branch["kept"] for name, branch in scored.found["branches"].items()}
+    assert mask.kept_by_branch() == kept
+    assert sum(int(mask[name].sum()) for name in mask) == scored.found["total"]["kept"]
+    assert mask.threshold == scored.found["threshold"]
+    again = scores.mask(ratio=0.9)
+    assert all(torch.equal(again[name], mask[name]) for name in mask)
+    shapes = {name: p.shape for name, p in fastalter.models.build("bevfusion-tiny").named_parameters()}
+    assert all(scores[name].shape == shapes[name] for name in scores)
+    for artifact in (scores, mask):
+        assert artifact.metadata["model"] == "bevfusion-tiny"
+        assert artifact.metadata["checkpoint"]["path"] == str(checkpoint)
+        assert len(artifact.metadata["checkpoint"]["sha256"]) == 64
+
+
+def test_the_plot_is_a_picture_that_fits_the_layers(scored):
+    height, width, _ = matplotlib.image.imread(scored.folder / "kept.png").shape
+    assert 800 < height < 3000
+    assert 1200 < width < 3000
+
+
+def test_only_the_outputs_are_left_behind(scored):
+    assert sorted(p.name for p in scored.folder.iterdir()) == ["kept.png", "m.safetensors", "s.safetensors"]
+
+
+def test_the_same_command_gives_the_same_scores(scored, checkpoint, tmp_path):
+    assert main([str(checkpoint), *QUICK, "--seed", "4", "--out", str(tmp_path / "again")]) == 0
+    again, first = fastalter.Scores.load(tmp_path / "again"), fastalter.Scores.load(scored.folder / "s.safetensors")
+    assert torch.equal(again.flat, first.flat)
+
+
+def test_random_weights_are_said_and_stamped(tmp_path, capsys):
+    out, mask = tmp_path / "s", tmp_path / "m"
+    assert main(["--model", "bevfusion-tiny", *QUICK, "--out", str(out), "--mask", str(mask)]) == 0
+    streams = capsys.readouterr()
+    name = "bevfusion-tiny (random weights, seed 0)"
+    assert name in streams.out
+    assert "Layers that lose most" in streams.out
+    assert streams.err == ""  # no terminal: no progress
+    for artifact in (fastalter.Scores.load(out), fastalter.Mask.load(mask)):
+        assert artifact.metadata["model"] == name
+        counts = artifact.metadata.get("branches") or fastalter.Scores.load(out).metadata["branches"]
+        assert f"{counts['camera']['prunable']:,}" in streams.out
+
+
+def test_options_reach_the_scoring(tmp_path, capsys):
+    out = tmp_path / "s"
+    options = ["--lr", "0.01", "--alpha", "2", "--beta", "0.5", "--reri-data", "paper", "--bn", "frozen", "--direct"]
+    small = ["--batches", "1", "--batch-size", "2", "--image-size", "32x88"]
+    assert main(["--model", "bevfusion-tiny", *small, *options, "--out", str(out)]) == 0
+    settings = fastalter.Scores.load(out).metadata["settings"]
+    expected = {"lr": 0.01, "alpha": 2.0, "beta": 0.5, "reri_data": "paper", "bn": "frozen", "direct": True}
+    expected |= {"reactivation_batches": 1, "batch_size": 2, "image_size": [32, 88], "sweeps": 0}
+    assert settings == expected
+
+
+def test_ctrl_c_stops_with_130_and_writes_nothing(tmp_path, monkeypatch, capsys):
+    def interrupt(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fastalter.scoring.preserved", interrupt)
+    assert main(["--model", "bevfusion-tiny", *QUICK, "--out", str(tmp_path / "s")]) == 130
+    assert capsys.readouterr() == ("", "stopped; nothing was written\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_fault_of_ours_is_no_mistake_of_the_users(tmp_path, monkeypatch):
+    def fail(*arguments: object) -> None:
+        raise IndexError("a bug")
+
+    monkeypatch.setattr("fastalter.scoring.preserved", fail)
+    with pytest.raises(IndexError):
+        main(["--model", "bevfusion-tiny", *QUICK, "--out", str(tmp_path / "s")])
+    assert list(tmp_path.iterdir()) == []
