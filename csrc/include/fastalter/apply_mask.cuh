@@ -8,11 +8,16 @@
 
 namespace fastalter {
 
-// Blocks that fill an SM: 2048 threads. The compiler then keeps within the 32 registers each may have.
+// Blocks that fill an SM. The compiler then keeps within the registers that this leaves each thread: 32 of 65536 where
+// an SM holds 2048 threads, 42 where it holds 1536 (sm_86, sm_89, sm_120).
 constexpr int THREADS = 256;
+#if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ == 860 || __CUDA_ARCH__ == 890 || __CUDA_ARCH__ >= 1200)
+constexpr int BLOCKS_PER_SM = 1536 / THREADS;
+#else
 constexpr int BLOCKS_PER_SM = 2048 / THREADS;
+#endif
 
-// One 128-bit access: the widest a thread can make, so 2048 threads keep 32 KB in flight on every SM.
+// One 128-bit access: the widest a thread can make, so 2048 threads keep 32 KB in flight on an SM.
 template <class T>
 struct alignas(16) Pack {
     static constexpr int LANES = 16 / sizeof(T);
