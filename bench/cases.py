@@ -43,6 +43,7 @@ class Workload:
         scales = (0.05, 1e-3, 1e-3, 1e-3, 1e-3, 1e-3)
         arenas = [torch.empty(self.size, dtype=dtype).normal_(0, scale, generator=generator) for scale in scales]
         self.theta, self.grad, *self.ends = arenas
+        self.pruned = self.theta.clone()  # not theta itself: its zeros would change the scores of the next round
         self.score = torch.empty_like(self.theta)
         self.histogram = torch.zeros(ops.HISTOGRAM_BINS, dtype=torch.int64)
         self.keep = round((1 - RATIO) * self.size)
@@ -79,7 +80,7 @@ class Workload:
         self.mask, self.kept = ops.make_mask(self.score, self.threshold, self.cut, self.segments)
 
     def apply_mask(self) -> None:
-        ops.apply_mask([self.theta], self.mask, [0])
+        ops.apply_mask([self.pruned], self.mask, [0])
 
     def plain(self) -> tuple[Tensor, Tensor]:
         """The same bulk arithmetic as one writes it in torch: scores, threshold by kthvalue, boolean mask."""

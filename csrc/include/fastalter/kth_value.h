@@ -77,9 +77,7 @@ class KthSelect {
         });
         int64_t block = 0;
         while (rank > ties[block]) rank -= ties[block++];
-        for_marked(block * BLOCK, std::min(size_, (block + 1) * BLOCK), [&](int64_t i) {
-            if (rank-- == 1) cut = i;
-        });
+        cut = find(block * BLOCK, std::min(size_, (block + 1) * BLOCK), rank);
     }
 
     T threshold;  // the rank-th largest score
@@ -97,32 +95,46 @@ class KthSelect {
         Word<T>* marks = reinterpret_cast<Word<T>*>(marks_.data()) + begin / width<T>;
         const int64_t full = (end - begin) / width<T>;
         mark_bin(marks, score_ + begin, bin, full);
-        for (int64_t i = begin + full * width<T>; i < end; ++i)
+        for (int64_t i = begin + full * width<T>; i < end; ++i) {
             marks_[i / 64] |= uint64_t(bin.holds(score_[i])) << i % 64;
-    }
-
-    // Calls body(i) for every marked element i of [begin, end).
-    template <class Body>
-    void for_marked(int64_t begin, int64_t end, const Body& body) const {
-        for (int64_t w = begin / 64; w * 64 < end; ++w) {
-            for (uint64_t rest = marks_[w]; rest != 0; rest &= rest - 1) body(w * 64 + __builtin_ctzll(rest));
         }
     }
 
-    // Unmarks the elements with another digit; returns how many are left.
+    uint16_t digit_at(int64_t i, int which) const { return digit_of<T>(key_of(score_[i]), which); }
+
+    // Unmarks the elements of the block with another digit; returns how many are left.
     int64_t unmark(int64_t begin, int64_t end, int which, uint16_t digit) {
         int64_t left = 0;
-        for_marked(begin, end, [&](int64_t i) {
-            const bool stays = digit_of<T>(key_of(score_[i]), which) == digit;
-            marks_[i / 64] &= ~(uint64_t(!stays) << i % 64);
-            left += stays;
-        });
+        for (int64_t w = begin / 64; w * 64 < end; ++w) {
+            uint64_t stays = 0;
+            for (uint64_t rest = marks_[w]; rest != 0; rest &= rest - 1) {
+                const int bit = __builtin_ctzll(rest);
+                const bool same = digit_at(w * 64 + bit, which) == digit;
+                stays |= uint64_t(same) << bit;
+                left += same;
+            }
+            marks_[w] = stays;
+        }
         return left;
     }
 
-    void count(int64_t begin, int64_t end, int which, int worker, Tally& tally) {
-        for_marked(begin, end,
-                   [&](int64_t i) { ++tally.table(worker, i % Tally::COPIES)[digit_of<T>(key_of(score_[i]), which)]; });
+    void count(int64_t begin, int64_t end, int which, int worker, Tally& tally) const {
+        uint32_t* const tables[Tally::COPIES] = {tally.table(worker, 0), tally.table(worker, 1)};
+        for (int64_t w = begin / 64; w * 64 < end; ++w) {
+            for (uint64_t rest = marks_[w]; rest != 0; rest &= rest - 1) {
+                const int bit = __builtin_ctzll(rest);
+                ++tables[bit % Tally::COPIES][digit_at(w * 64 + bit, which)];
+            }
+        }
+    }
+
+    // Index of the rank-th marked element of the block, counted from 1.
+    int64_t find(int64_t begin, int64_t end, int64_t rank) const {
+        for (int64_t i = begin; i < end; ++i) {
+            rank -= marks_[i / 64] >> i % 64 & 1;
+            if (rank == 0) return i;
+        }
+        return -1;
     }
 
     const T* score_;
