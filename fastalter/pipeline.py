@@ -38,7 +38,7 @@ class ScoreOptions:
     batch_size: int = 2
     image_size: str | None = None
     sweeps: int = 0
-    lr: float = 1e-3
+    lr: float = 1e-4
     alpha: float = 1.0
     beta: float = 1.0
     reri_data: str = "paired"

@@ -29,7 +29,7 @@ def score(
     batch_size: Annotated[int, typer.Option(help="Samples in a batch.")] = 2,
     image_size: Annotated[str | None, typer.Option(help="HxW of the images. Default: the model's own.")] = None,
     sweeps: Annotated[int, typer.Option(help="Earlier LiDAR scans added to each sample.")] = 0,
-    lr: Annotated[float, typer.Option(help="Learning rate of the reactivation (plain SGD).")] = 1e-3,
+    lr: Annotated[float, typer.Option(help="Learning rate of the reactivation (plain SGD).")] = 1e-4,
     alpha: Annotated[float, typer.Option(help="Weight of DeCI.")] = 1.0,
     beta: Annotated[float, typer.Option(help="Weight of ReRI.")] = 1.0,
     reri_data: Annotated[

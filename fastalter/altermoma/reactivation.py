@@ -20,7 +20,7 @@ class Reactivation:
     """
 
     batches: int = 5
-    lr: float = 1e-3
+    lr: float = 1e-4
 
     def __post_init__(self) -> None:
         if self.batches < 1:

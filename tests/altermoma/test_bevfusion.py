@@ -12,7 +12,7 @@ import fastalter
 from fastalter import data, models
 from fastalter.fusion import adapt, find_weights
 
-LR = 1e-3
+LR = 1e-5  # `python -m bench.learning_rate`: above rounding, and below where random weights run wild
 
 
 @cache
@@ -52,11 +52,11 @@ def test_zero_learning_rate_makes_reri_exactly_zero() -> None:
 
 
 def test_reactivation_stands_clear_of_rounding() -> None:
-    """At the default learning rate, ReRI in float32 agrees with float64: it measures the reactivation, not noise."""
+    """ReRI in float32 agrees with float64: it measures the reactivation, not noise."""
     single, double = run(torch.float32, False), run(torch.float64, False)
     for branch, sums in double.metadata["sums"].items():
         for masked, value in sums["reri"].items():
-            assert single.metadata["sums"][branch]["reri"][masked] == pytest.approx(value, rel=0.02), (branch, masked)
+            assert single.metadata["sums"][branch]["reri"][masked] == pytest.approx(value, rel=2e-3), (branch, masked)
 
 
 def test_the_prunable_set_of_bevfusion() -> None:
