@@ -128,7 +128,7 @@ std::tuple<Tensor, Tensor> kth_value(Tensor score, int64_t keep, std::optional<T
 std::tuple<Tensor, Tensor> make_mask(Tensor score, Tensor threshold, Tensor cut, Tensor segments) {
     const int64_t size = score.numel();
     const TorchWorkers workers(size);
-    Tensor mask = torch::stable::new_zeros(score, {(size + 63) / 64 * 8}, ScalarType::Byte);
+    Tensor mask = torch::stable::new_empty(score, {(size + 63) / 64 * 8}, ScalarType::Byte);
     Tensor kept = torch::stable::new_empty(segments, {segments.numel() - 1});
     uint64_t* words = static_cast<uint64_t*>(mask.mutable_data_ptr());
     for_dtype(score, [&](auto zero) {

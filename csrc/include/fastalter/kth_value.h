@@ -8,6 +8,7 @@
 
 #include <cstdint>
 #include <limits>
+#include <memory>
 #include <vector>
 
 #include "key.h"
@@ -47,9 +48,11 @@ FASTALTER_SIMD void mark_bin(Word<T>* FASTALTER_RESTRICT marks, const T* FASTALT
 template <class T>
 class KthSelect {
   public:
-    KthSelect(const T* score, int64_t size) : score_(score), size_(size), marks_((size + 63) / 64) {}
+    KthSelect(const T* score, int64_t size) : score_(score), size_(size), marks_(new uint64_t[(size + 63) / 64]) {
+        marks_[(size - 1) / 64] = 0;  // its unused bits must be 0; all else is written before it is read
+    }
 
-    // rank counts from the top, 1 <= rank <= size. histogram [BINS] holds the counts of the top digit.
+    // Needs size > 0. rank counts from the top, 1 <= rank <= size. histogram [BINS] holds the counts of the top digit.
     template <class Workers>
     void run(const Workers& workers, const int64_t* histogram, int64_t rank) {
         uint16_t digit = descend(histogram, rank);
@@ -92,7 +95,7 @@ class KthSelect {
     }
 
     void mark(int64_t begin, int64_t end, Bin<T> bin) {
-        Word<T>* marks = reinterpret_cast<Word<T>*>(marks_.data()) + begin / width<T>;
+        Word<T>* marks = reinterpret_cast<Word<T>*>(marks_.get()) + begin / width<T>;
         const int64_t full = (end - begin) / width<T>;
         mark_bin(marks, score_ + begin, bin, full);
         for (int64_t i = begin + full * width<T>; i < end; ++i) {
@@ -139,7 +142,7 @@ class KthSelect {
 
     const T* score_;
     int64_t size_;
-    std::vector<uint64_t> marks_;  // bit i % 64 of word i / 64 belongs to element i; little-endian, as the mask
+    std::unique_ptr<uint64_t[]> marks_;  // bit i % 64 of word i / 64 belongs to element i; little-endian, as the mask
 };
 
 // Adds the counts of the keys' top digit to histogram [BINS].

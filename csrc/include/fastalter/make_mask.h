@@ -43,16 +43,18 @@ FASTALTER_SIMD inline int64_t count_range(const uint64_t* mask, int64_t begin, i
     return count;
 }
 
-// mask: 64-bit words [ceil(size / 64)], zero on entry. Element i stays iff score > threshold, or == and i <= cut.
+// mask: 64-bit words [ceil(size / 64)]. Element i stays iff score > threshold, or == and i <= cut. Padding bits are 0.
 template <class T, class Workers>
 void make_mask(const Workers& workers, uint64_t* mask, const T* score, T threshold, int64_t cut, int64_t size) {
     Word<T>* words = reinterpret_cast<Word<T>*>(mask);
+    if (size > 0) mask[(size - 1) / 64] = 0;  // the padding
     for_blocks(workers, size, [&](int64_t begin, int64_t end, int) {
         // Ties stay up to the cut and go after it; only in the block that holds the cut do both happen.
         const bool mixed = begin <= cut && cut < end;
         const int64_t full = mixed ? 0 : (end - begin) / width<T>;
         (end <= cut ? flag_greater_equal<T> : flag_greater<T>)(words + begin / width<T>, score + begin, threshold,
                                                                full);
+        std::fill(words + begin / width<T> + full, words + (end + width<T> - 1) / width<T>, Word<T>(0));
         for (int64_t i = begin + full * width<T>; i < end; ++i) {
             const bool stays = score[i] > threshold || (score[i] == threshold && i <= cut);
             words[i / width<T>] |= Word<T>(stays) << (i % width<T>);
