@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_args
@@ -54,13 +54,14 @@ class ScoreOptions:
 
 @dataclass(frozen=True)
 class ScoreRun:
-    """What came out. `notes` are remarks of the checkpoint loader, `warnings` those of the scoring."""
+    """What came out. `notes`: remarks of the checkpoint loader; `warnings`: of the scoring; `written`: the files."""
 
     scores: Scores
     mask: Mask
     seconds: dict[str, float]
     notes: list[str]
     warnings: list[str]
+    written: list[Path] = field(default_factory=list)
 
 
 def check_options(options: ScoreOptions) -> None:
@@ -162,7 +163,7 @@ def score_checkpoint(options: ScoreOptions, progress: ProgressFunction = lambda 
     mask.metadata.update(origin)
     run = ScoreRun(scores, mask, clock.seconds, notes, list(scores.metadata["warnings"]))
     with step("write"):
-        write_all(_writers(options, run))
+        run.written.extend(write_all(_writers(options, run)))
     return run
 
 

@@ -9,6 +9,11 @@ from typing import Annotated
 import typer
 
 from fastalter.cli import run
+from fastalter.pipeline import ScoreOptions, score_checkpoint
+from fastalter.report.progress import progress_bars
+from fastalter.report.terminal import show_run
+
+DEFAULT = ScoreOptions()
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -24,32 +29,30 @@ def score(
     model: Annotated[
         str | None, typer.Option(help="An architecture's name. With CKPT it is inferred from the file's keys.")
     ] = None,
-    method: Annotated[str, typer.Option(help="The criterion.")] = "altermoma",
-    batches: Annotated[int, typer.Option(help="Batches scored, and steps of each reactivation.")] = 5,
-    batch_size: Annotated[int, typer.Option(help="Samples in a batch.")] = 2,
+    method: Annotated[str, typer.Option(help="The criterion.")] = DEFAULT.method,
+    batches: Annotated[int, typer.Option(help="Batches scored, and steps of each reactivation.")] = DEFAULT.batches,
+    batch_size: Annotated[int, typer.Option(help="Samples in a batch.")] = DEFAULT.batch_size,
     image_size: Annotated[str | None, typer.Option(help="HxW of the images. Default: the model's own.")] = None,
-    sweeps: Annotated[int, typer.Option(help="Earlier LiDAR scans added to each sample.")] = 0,
-    lr: Annotated[float, typer.Option(help="Learning rate of the reactivation (plain SGD).")] = 1e-4,
-    alpha: Annotated[float, typer.Option(help="Weight of DeCI.")] = 1.0,
-    beta: Annotated[float, typer.Option(help="Weight of ReRI.")] = 1.0,
+    sweeps: Annotated[int, typer.Option(help="Earlier LiDAR scans added to each sample.")] = DEFAULT.sweeps,
+    lr: Annotated[float, typer.Option(help="Learning rate of the reactivation (plain SGD).")] = DEFAULT.lr,
+    alpha: Annotated[float, typer.Option(help="Weight of DeCI.")] = DEFAULT.alpha,
+    beta: Annotated[float, typer.Option(help="Weight of ReRI.")] = DEFAULT.beta,
     reri_data: Annotated[
         str, typer.Option(help="paired: both gradients on the same data. paper: the second on the last batch.")
-    ] = "paired",
-    bn: Annotated[str, typer.Option(help="Batch norm while scoring: train or frozen.")] = "train",
-    ratio: Annotated[float, typer.Option(help="Fraction of the prunable weights to remove, in [0, 1).")] = 0.8,
+    ] = DEFAULT.reri_data,
+    bn: Annotated[str, typer.Option(help="Batch norm while scoring: train or frozen.")] = DEFAULT.bn,
+    ratio: Annotated[
+        float, typer.Option(help="Fraction of the prunable weights to remove, in [0, 1).")
+    ] = DEFAULT.ratio,
     out: Annotated[Path | None, typer.Option(help="Write the scores here (safetensors).")] = None,
     mask: Annotated[Path | None, typer.Option(help="Write the mask here (safetensors).")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the kept fraction per layer here (png, pdf, svg).")] = None,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    seed: Annotated[int, typer.Option(help="Seed of random weights, data and views.")] = 0,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = DEFAULT.device,
+    seed: Annotated[int, typer.Option(help="Seed of random weights, data and views.")] = DEFAULT.seed,
     direct: Annotated[bool, typer.Option("--direct", help="The plain form of Algorithm 1: slow, the oracle.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")] = False,
 ) -> None:
     """Score a fusion checkpoint: which weights does each sensor's branch, and the fusion, keep at the ratio?"""
-    from fastalter.pipeline import ScoreOptions, score_checkpoint
-    from fastalter.report.progress import progress_bars
-    from fastalter.report.terminal import show_run
-
     options = ScoreOptions(
         checkpoint=checkpoint,
         model=model,

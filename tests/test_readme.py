@@ -33,6 +33,18 @@ def test_the_option_table_is_the_verbs():
     assert table | {"--help"} == options | {"--help"}
 
 
+def test_the_option_table_states_the_defaults():
+    from fastalter.pipeline import ScoreOptions
+
+    rows = re.findall(r"^\| (`--.*?) \|.*\| (.*?) \|$", README, re.MULTILINE)
+    pairs = [(flags.split(", "), values.split(", ")) for flags, values in rows]
+    stated = {flag: value for flags, values in pairs for flag, value in zip(flags, values, strict=False)}
+    for name in ("batches", "batch_size", "sweeps", "lr", "alpha", "beta", "ratio", "seed"):
+        assert float(stated[f"`--{name.replace('_', '-')}`"]) == getattr(ScoreOptions(), name), name
+    for name in ("method", "reri_data", "bn", "device"):
+        assert stated[f"`--{name.replace('_', '-')}`"] == getattr(ScoreOptions(), name), name
+
+
 def test_every_path_that_the_documents_name_exists():
     for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
         for target in re.findall(r"\]\(([^)h#][^)]*)\)", page.read_text()):

@@ -30,6 +30,7 @@ def show_run(run: ScoreRun, *, as_json: bool) -> None:
         print(json.dumps(summary(run.scores.metadata, run.mask, run.seconds)))
     else:
         print_summary(run.scores.metadata, run.mask, run.seconds)
+        print_lines("wrote", run.written)
     print_lines("warning", warnings, stderr=as_json)
 
 

@@ -60,7 +60,12 @@ def test_layers_that_lose_everything_are_named():
 
 def test_notes_go_to_stderr_beside_json(capsys):
     run = SimpleNamespace(
-        scores=SimpleNamespace(metadata=METADATA), mask=make_mask(), seconds={}, notes=["n"], warnings=["w"]
+        scores=SimpleNamespace(metadata=METADATA),
+        mask=make_mask(),
+        seconds={},
+        notes=["n"],
+        warnings=["w"],
+        written=["a.png"],
     )
     show_run(run, as_json=True)
     streams = capsys.readouterr()
@@ -70,7 +75,7 @@ def test_notes_go_to_stderr_beside_json(capsys):
     streams = capsys.readouterr()
     assert streams.err == ""
     assert streams.out.startswith("note: n\n")
-    assert streams.out.endswith("warning: w\nwarning: 1 of 3 layers lose every weight: cam.out\n")
+    assert streams.out.endswith("wrote: a.png\nwarning: w\nwarning: 1 of 3 layers lose every weight: cam.out\n")
 
 
 @pytest.mark.parametrize("kind", ["png", "pdf", "svg"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 import fastalter
+from fastalter.pipeline import ScoreOptions
 from fastalter.score import main
 
 QUICK = ["--batches", "1", "--batch-size", "1"]
@@ -122,6 +124,14 @@ def test_options_reach_the_scoring(tmp_path, capsys):
     expected = {"lr": 0.01, "alpha": 2.0, "beta": 0.5, "reri_data": "paper", "bn": "frozen", "direct": True}
     expected |= {"reactivation_batches": 1, "batch_size": 2, "image_size": [32, 88], "sweeps": 0}
     assert settings == expected
+
+
+def test_the_verb_and_the_api_have_the_same_defaults():
+    api = {name: p.default for name, p in inspect.signature(fastalter.score_model).parameters.items()}
+    verb = ScoreOptions()
+    for name in ("method", "alpha", "beta", "reri_data", "bn", "direct", "seed"):
+        assert getattr(verb, name) == api[name], name
+    assert fastalter.Reactivation(batches=verb.batches, lr=verb.lr) == fastalter.Reactivation()
 
 
 def test_ctrl_c_stops_with_130_and_writes_nothing(tmp_path, monkeypatch, capsys):
