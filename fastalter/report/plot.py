@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import fill
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -27,11 +28,11 @@ def save_plot(path: Path, layers: Sequence[LayerCount], branches: Sequence[Branc
     groups = [(count, rows) for count, rows in groups if rows]
     columns = _columns([len(rows) for _, rows in groups])
     inches = [sum(_height(len(groups[i][1])) for i in column) for column in columns]
-    height = max(inches) + 0.55
+    height = max(inches) + 0.7
     figure = Figure(figsize=(8.2 * len(columns), height), dpi=110)
     FigureCanvasAgg(figure)
     for number, column in enumerate(columns):
-        top = height - 0.7
+        top = height - 0.85
         for i in column:
             count, rows = groups[i]
             inner = len(rows) * ROW_INCHES
@@ -39,9 +40,8 @@ def save_plot(path: Path, layers: Sequence[LayerCount], branches: Sequence[Branc
             box = (left, (top - inner) / height, 0.43 / len(columns), inner / height)
             _panel(figure.add_axes(box), count, rows, COLOURS.get(count.name, OTHERS[i % len(OTHERS)]))
             top -= _height(len(rows))
-    figure.suptitle(
-        f"{title}   (dashed: the whole branch)", x=0.02, y=1 - 0.12 / height, ha="left", va="top", fontsize=12
-    )
+    heading = fill(f"{title} (dashed: the whole branch)", width=88 * len(columns), max_lines=2, placeholder=" …")
+    figure.suptitle(heading, x=0.02, y=1 - 0.12 / height, ha="left", va="top", fontsize=12)
     figure.savefig(path, format=kind)
 
 
