@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.cases import SPLIT, Case, Workload, cases
-from fastalter.env import gather
+from fastalter.report.environment import gather
 
 RESULT = Path(__file__).parent / "results" / "bulk.json"
 MASKING = ("indicator_sums", "alter_score", "kth_value", "make_mask")
