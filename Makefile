@@ -37,8 +37,9 @@ lint: install  ## ruff, mypy, clang-format and the layering rules
 	$(VENV)/bin/clang-format --dry-run -Werror $(filter %.h %.hpp %.cpp %.cu %.cuh,$(CSRC))
 	$(PYTEST) -q tests/test_layering.py
 
-bench: install  ## time the ops; the numbers of docs/results.md
+bench: install  ## time the ops and the bulk arithmetic on 40 M parameters
 	$(PY) -m pytest --benchmark-only bench
+	$(PY) -m bench.bulk
 
 clean:  ## remove the environment and everything built
 	rm -rf $(VENV) build out *.egg-info fastalter/*.so fastalter/ops/*.so
