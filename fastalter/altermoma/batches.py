@@ -6,12 +6,8 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
 
-import torch
-
 from fastalter.errors import DataError
 from fastalter.fusion.tree import tensors
-
-Fingerprint = tuple[object, ...]
 
 
 class Batches:
@@ -27,7 +23,8 @@ class Batches:
                 "batches: an iterator can be walked only once; pass a list or a DataLoader (without shuffling)"
             )
         self._batches = batches
-        self._seen: list[Fingerprint] = []
+        self._seen: list[int] = []
+        self._length: int | None = None
 
     def __iter__(self) -> Iterator[tuple[int, Any]]:
         for index, batch in enumerate(self._batches):
@@ -43,10 +40,12 @@ class Batches:
         return list(self.first(count))[-1]
 
     def __len__(self) -> int:
-        try:
-            return len(self._batches)  # type: ignore[arg-type]
-        except TypeError:
-            return sum(1 for _ in self._batches)
+        if self._length is None:
+            try:
+                self._length = len(self._batches)  # type: ignore[arg-type]
+            except TypeError:
+                self._length = sum(1 for _ in self._batches)
+        return self._length
 
     def _check(self, index: int, batch: Any) -> None:
         mark = fingerprint(batch)
@@ -58,15 +57,12 @@ class Batches:
             )
 
 
-def fingerprint(batch: Any) -> Fingerprint:
+def fingerprint(batch: Any) -> int:
     """Shapes and a few values of every tensor: cheap, and different for different data in all likelihood."""
     marks: list[object] = []
     for tensor in tensors(batch):
         flat = tensor.detach().reshape(-1)
         step = max(1, flat.numel() // 16)
-        marks.append((tuple(tensor.shape), tensor.dtype, *_bits(flat[::step])))
-    return tuple(marks)
-
-
-def _bits(values: torch.Tensor) -> list[object]:
-    return [repr(value) for value in values.tolist()]  # repr: NaN equals NaN
+        values = [repr(value) for value in flat[::step].tolist()]  # repr: NaN equals NaN
+        marks.append((tuple(tensor.shape), tensor.dtype, *values))
+    return hash(tuple(marks))

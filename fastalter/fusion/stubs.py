@@ -74,9 +74,13 @@ def _check_record(fusion: FusionModel, record: Outputs) -> None:
 
 
 def branch_zeros(fusion: FusionModel, record: Outputs, branch: str) -> Outputs:
-    """What the branch returns when it is masked: zeros of the recorded shapes, in no memory."""
-    paths = [path for path, _ in fusion.modules_of(branch)]
-    return {path: [zeros_of(output) for output in record[path]] for path in paths if path in record}
+    """What the branch returns when it is masked: zeros of the recorded shapes, in no memory.
+
+    Kept for every batch of D: a coordinate table a batch would not fit for a whole dataset, so that only the outlet,
+    whose consumer runs, keeps its integers.
+    """
+    outlet, paths = fusion.outlets[branch], [path for path, _ in fusion.modules_of(branch) if path in record]
+    return {path: [zeros_of(output, keep_integers=path == outlet) for output in record[path]] for path in paths}
 
 
 def branch_outputs(fusion: FusionModel, record: Outputs, branch: str) -> Outputs:

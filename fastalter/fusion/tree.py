@@ -51,14 +51,15 @@ def tensors(tree: Any) -> Iterator[Tensor]:
             yield from tensors(getattr(tree, field.name))
 
 
-def zeros_of(tree: Any) -> Any:
-    """A tree of the same shapes whose floating tensors are zero and take no memory (one element, expanded).
+def zeros_of(tree: Any, *, keep_integers: bool) -> Any:
+    """A tree of the same shapes whose tensors are zero and take no memory (one element, expanded).
 
-    Integer tensors (indices, coordinates) say where features sit, not what they are: they stay.
+    Integers (indices, coordinates) say where features sit, not what they are: what reads a masked feature still needs
+    them, and they stay where `keep_integers` is set.
     """
 
     def zero(tensor: Tensor) -> Tensor:
-        if not tensor.is_floating_point():
+        if keep_integers and not tensor.is_floating_point():
             return tensor.detach()
         return torch.zeros((), dtype=tensor.dtype, device=tensor.device).expand(tensor.shape)
 
