@@ -209,7 +209,7 @@ def _writers(options: ScoreOptions, run: ScoreRun) -> Mapping[Path, Callable[[Pa
 
         metadata = run.scores.metadata
         counts, layers = branch_counts(run.mask, metadata["branches"]), layer_counts(run.mask)
-        title = f"Kept at ratio {options.ratio:g}: {metadata['model']}, {metadata['method']} on {metadata['data']}"
+        title = f"Kept at ratio {options.ratio}: {metadata['model']}, {metadata['method']} on {metadata['data']}"
         kind = options.plot.suffix.lstrip(".")
         writers[options.plot] = partial(save_plot, layers=layers, branches=counts, title=title, kind=kind)
     return writers

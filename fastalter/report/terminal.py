@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from fastalter.pipeline import ScoreRun
 
 WORST = 10
+"""Rows of the table of layers that lose most."""
+NAMED = 20
+"""How many layers a warning names."""
 PLAIN_WIDTH = 120
 """Width of the tables where stdout is no terminal."""
 _TEXT = "branch", "layer", "stage"
@@ -42,7 +45,7 @@ def print_summary(metadata: Mapping[str, Any], mask: Mask, seconds: Mapping[str,
     stay = f"the {total.kept:,} highest scores stay, down to {mask.threshold:.6g}" if total.kept else "nothing stays"
     tables = [_branches(counts, total), _worst(layers), _seconds(seconds)]
     console.print(f"{metadata['model']}, {metadata['method']} on {metadata['data']}, seed {metadata['seed']}")
-    console.print(f"ratio {mask.ratio:g}: {stay}")
+    console.print(f"ratio {mask.ratio}: {stay}")
     for table in tables:
         console.print("", table, sep="\n")
 
@@ -91,4 +94,7 @@ def _seconds(seconds: Mapping[str, float]) -> Table:
 def lost_layers(layers: Sequence[LayerCount]) -> list[str]:
     """A line for the layers that keep no weight, naming them; empty if there are none."""
     names = [layer.name for layer in layers if not layer.kept]
-    return [f"{len(names)} of {len(layers)} layers lose every weight: {', '.join(names)}"] if names else []
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return (
+        [f"{len(names)} of {len(layers)} layers lose every weight: {', '.join(names[:NAMED])}{more}"] if names else []
+    )

@@ -56,6 +56,9 @@ def test_the_tables_show_counts_worst_layers_and_seconds(capsys):
 def test_layers_that_lose_everything_are_named():
     assert lost_layers(layer_counts(make_mask())) == ["1 of 3 layers lose every weight: cam.out"]
     assert lost_layers([LayerCount("a", "camera", (1,), 1, 1)]) == []
+    (line,) = lost_layers([LayerCount(f"l{i}", "camera", (1,), 1, 0) for i in range(25)])
+    assert line.startswith("25 of 25 layers lose every weight: l0, l1,")
+    assert line.endswith(", l19 and 5 more")
 
 
 def test_notes_go_to_stderr_beside_json(capsys):
