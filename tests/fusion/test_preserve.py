@@ -209,3 +209,52 @@ def test_progress_is_reported_stage_by_stage() -> None:
         done = [d for s, d, _ in seen if s == stage]
         total = {t for s, _, t in seen if s == stage}
         assert done == list(range(max(total) + 1))
+
+
+class Odd(SmallFusion):
+    """What users do: rebind a buffer, clear gradients, draw random numbers, patch a forward, skip the fuser's norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fuser = nn.Sequential(nn.Conv2d(9, 8, 3, padding=1, bias=False), nn.ReLU(inplace=True))
+        self.register_buffer("seen", torch.zeros(()))
+        camera = self.backbones["camera"]
+        plain = camera.forward
+        camera.forward = lambda x: plain(x) * 2  # type: ignore[method-assign]
+
+    def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        self.seen = self.seen + 1
+        self.zero_grad()
+        noise = 1 + 0.1 * torch.randn_like(batch["camera"])
+        return super().loss(batch | {"camera": batch["camera"] * noise})
+
+
+class TestOddModels:
+    def test_everything_comes_back(self) -> None:
+        net = worn(seeded(Odd))
+        before, patched = state(net), net.backbones["camera"].forward  # type: ignore[index,union-attr,operator]
+        fastalter.score_model(net, small_batches(3), **RUN)
+        assert_same(before, state(net))
+        assert net.backbones["camera"].forward is patched  # type: ignore[index,union-attr,operator]
+
+    def test_randomness_that_is_left_is_the_same_in_every_pass(self) -> None:
+        scores = fastalter.score_model(
+            seeded(Odd), small_batches(3), **(RUN | {"reactivation": fastalter.Reactivation(2, 0.0)})
+        )
+        assert {v for sums in scores.metadata["sums"].values() for v in sums["reri"].values()} == {0.0}
+
+    def test_an_in_place_activation_behind_the_split_convolution(self) -> None:
+        net = seeded(Odd)
+        split = fastalter.score_model(net, small_batches(3), **RUN)
+        net.concat_conv = None  # type: ignore[assignment]
+        whole = fastalter.score_model(net, small_batches(3), **RUN)
+        assert torch.allclose(split.flat, whole.flat, rtol=0, atol=1e-12 * float(whole.flat.abs().max()))
+
+
+def test_the_sums_are_those_of_mean_gradients() -> None:
+    net = seeded(SmallFusion)
+    once = fastalter.score_model(net, small_batches(2), **RUN).metadata["sums"]
+    twice = fastalter.score_model(net, small_batches(2) * 2, **RUN).metadata["sums"]
+    for branch in once:
+        assert twice[branch]["deci"] == pytest.approx(once[branch]["deci"], rel=1e-9)
+        assert twice[branch]["reri"] == pytest.approx(once[branch]["reri"], rel=1e-9)
