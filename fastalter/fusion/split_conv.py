@@ -105,8 +105,7 @@ class SplitConv:
         for product in products[1:]:
             total = total + product
         if self.conv.bias is None:
-            # A copy where nothing was added: a kept product must survive a norm or activation that works in place.
-            return total.clone() if len(products) == 1 else total
+            return total  # a product alone is returned as it is: no later mask uses it, so its consumer may change it
         return total + self.conv.bias.reshape(1, -1, *[1] * (total.dim() - 2))
 
     def _whole(self, x: Tensor) -> Tensor:
