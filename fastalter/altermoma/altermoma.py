@@ -36,7 +36,7 @@ class AlternateMasking:
     passes        forward and backward under modality masks, shared or direct
     parameters    what reactivation trains, by name
     reinitialise  theta <- theta_init, buffers included
-    reuse_first   the first step starts at theta_init, where its gradient is known (METHOD's saving 4)
+    reuse_first   the first step starts at theta_init, where its gradient is known (docs/method.md, saving 4)
     """
 
     branches: list[str]

@@ -78,7 +78,7 @@ class _Backward:
 
 class SharedPasses:
     """The masked backbone is never run, one forward of each backbone serves every mask at theta_init, and the fuser's
-    convolution is computed once per branch (METHOD, savings 1 to 3)."""
+    convolution is computed once per branch (docs/method.md, savings 1 to 3)."""
 
     def __init__(self, fusion: FusionModel, weights: Sequence[Weight], clock: Clock, seed: int = 0) -> None:
         self.fusion = fusion

@@ -1,4 +1,4 @@
-"""The criterion `altermoma`: Algorithm 1, then AlterEva (METHOD; NeurIPS 2024)."""
+"""The criterion `altermoma`: Algorithm 1, then AlterEva (docs/method.md; NeurIPS 2024)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""METHOD's saving 3: a convolution over concatenated branch features is a sum of one convolution per branch.
+"""Saving 3 of docs/method.md: a convolution over concatenated branch features is a sum of one convolution per branch.
 
     conv(cat(C, L)) = conv_c(C) + conv_l(L) + bias
 

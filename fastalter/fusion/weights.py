@@ -1,4 +1,4 @@
-"""The parameters of a network: which branch each belongs to, and which of them may be pruned (the set P of METHOD)."""
+"""The parameters of a network: which branch each belongs to, and which of them may be pruned (the set P)."""
 
 from __future__ import annotations
 

@@ -139,7 +139,7 @@ def test_samples_do_not_mix_in_eval_mode() -> None:
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("branch", ["camera", "lidar"])
 def test_zeroing_a_branch_makes_its_outlet_exactly_zero(batch: Batch, branch: str, training: bool) -> None:
-    """The modality mask of METHOD: a masked backbone need not be run, because its map is zero."""
+    """The modality mask: a masked backbone need not be run, because its map is zero."""
     model = fastalter.models.build(TINY).train(training)
     other = "lidar" if branch == "camera" else "camera"
     assert OUTLETS[branch](model, batch).any()
