@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fastalter.data.augment import RESIZE_MARGIN
 from fastalter.data.batch import Batch
 from fastalter.data.check import check_batch
 from fastalter.data.example import DESCRIPTION, example_batch
-from fastalter.data.prepare import PrepareOptions
+from fastalter.data.prepare import PrepareOptions, collate, prepare
 from fastalter.data.sample import Sample
 from fastalter.data.views import Batches, views_of
 from fastalter.errors import DataError
@@ -18,7 +19,10 @@ from fastalter.errors import DataError
 if TYPE_CHECKING:
     from fastalter.models.config import BEVFusionConfig
 
-KNOWN = "nuscenes:/path[:version[:split]], frames:DIR, example"
+KNOWN = "nuscenes:/path[:version[:split]], frames:DIR, synthetic, example"
+
+SYNTHETIC_SEED = 1 << 40
+"""Added to the seed of `synthetic`: the generator's command writes datasets of small seeds."""
 
 
 def load(
@@ -34,7 +38,8 @@ def load(
 ) -> Batches:
     """Batches for a model, list-like and re-iterable; files are read and every batch is checked when it is asked for.
 
-    spec          nuscenes:/path[:version[:split]] | frames:DIR | example (random data, also for None)
+    spec          nuscenes:/path[:version[:split]] | frames:DIR | synthetic (`fastalter.data.synthetic`, never trained
+                  on by the embedded checkpoint) | example (random data, also for None)
     image_size    (H, W) of the network's images, the config's by default
     sweeps        earlier LiDAR scans added to each key scan, with their time lag in the last column
     keep_unseen   keep boxes that no LiDAR or radar point hit
@@ -59,9 +64,37 @@ def load(
 
     if spec is None or spec == "example":
         return Batches(lambda index: check(example_batch(config, batch_size, seed, index)), batches, DESCRIPTION)
-    frames = open_frames(spec, sweeps=sweeps, keep_unseen=keep_unseen)
     options = PrepareOptions((height, width), config.lidar.point_cloud_range)
+    if spec == "synthetic":
+        made = synthetic_samples(batches * batch_size, options.image_size, sweeps, seed, keep_unseen)
+        return Batches(
+            lambda index: check(collate([prepare(made(slot), options) for slot in _slots(index, batch_size)])),
+            batches,
+            f"synthetic: {batches} x {batch_size} samples, seed {seed}",
+        )
+    frames = open_frames(spec, sweeps=sweeps, keep_unseen=keep_unseen)
     return views_of(frames, spec, batches=batches, batch_size=batch_size, options=options, seed=seed, check=check)
+
+
+def _slots(index: int, batch_size: int) -> range:
+    return range(index * batch_size, (index + 1) * batch_size)
+
+
+def synthetic_samples(
+    count: int, image_size: tuple[int, int], sweeps: int, seed: int, keep_unseen: bool = False
+) -> Callable[[int], Sample]:
+    """`count` synthetic samples, each the last keyframe of a scene of its own, for images (H, W) of the network.
+
+    The seed is moved, so that no sample is one of a dataset that the generator's command writes.
+    """
+    from fastalter.data.synthetic import SyntheticFrames, SyntheticSettings
+
+    width = round(RESIZE_MARGIN * image_size[1])
+    height = max(round(width * 9 / 16), image_size[0])
+    azimuth_steps = min(round(360 * width / 192), 1085)
+    settings = SyntheticSettings(count, 0, 2, min(sweeps, 9), (height, width), azimuth_steps, seed + SYNTHETIC_SEED)
+    frames = SyntheticFrames(settings, sweeps, keep_unseen)
+    return lambda slot: frames[2 * slot + 1]
 
 
 def open_frames(spec: str, *, sweeps: int = 0, keep_unseen: bool = False) -> Sequence[Sample]:

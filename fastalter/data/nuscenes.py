@@ -42,7 +42,7 @@ class NuScenesFrames(Sequence[Sample]):
         sweeps: int = 0,
         keep_unseen: bool = False,
     ) -> None:
-        self.root, self.sweeps, self.keep_unseen = root, sweeps, keep_unseen
+        self.root, self.split, self.sweeps, self.keep_unseen = root, split, sweeps, keep_unseen
         if not root.is_dir():
             raise DataError(
                 f"{root}: no such folder; give the nuScenes root, which holds v1.0-mini or v1.0-trainval and samples/"
@@ -63,6 +63,21 @@ class NuScenesFrames(Sequence[Sample]):
 
     def __getitem__(self, index: int) -> Sample:  # type: ignore[override]
         return self.sample(self._tokens[index])
+
+    @property
+    def tables(self) -> Any:
+        """The devkit's `NuScenes` object."""
+        return self._tables
+
+    def lidar_to_global(self, token: str) -> Array:
+        """[4, 4] float64, LiDAR frame of a sample's key scan -> global frame; `DataError` for a token not there."""
+        try:
+            lidar = self._tables.get("sample", token)["data"]["LIDAR_TOP"]
+        except KeyError as error:
+            raise DataError(
+                f"{self.root}/{self.version}: no sample {token} with a LIDAR_TOP keyframe; name another version"
+            ) from error
+        return self._sensor_to_global(self._tables.get("sample_data", lidar))
 
     def sample(self, token: str) -> Sample:
         """The keyframe of a sample token."""

@@ -98,6 +98,25 @@ def views_of(
     return Batches(make, batches, f"{name}: {', '.join(parts)}")
 
 
+def in_order(frames: Sequence[Sample], name: str, *, batch_size: int, options: PrepareOptions) -> Batches:
+    """Every frame once, in order and unaugmented, those without boxes too: what an evaluation runs over.
+
+    The last batch may be smaller, and no batch is kept in memory. The files of all frames are looked for here, so that
+    a missing one does not stop a run halfway. Raises `DataError`.
+    """
+    if batch_size < 1:
+        raise DataError(f"{name}: batch size is {batch_size}; it must be at least 1")
+    for sample in frames:
+        sample.require_files()
+
+    def make(index: int) -> Batch:
+        places = range(index * batch_size, min((index + 1) * batch_size, len(frames)))
+        return collate([prepare(frames[place], options) for place in places])
+
+    length = -(-len(frames) // batch_size)
+    return Batches(make, length, f"{name}: all {len(frames)} frames in order", cache_bytes=0)
+
+
 def make_view(sample: Sample, frame: int, view: int, options: PrepareOptions, seed: int) -> Batch:
     """View `view` of a frame as a `Batch` of one; 0 is the frame in the published evaluation setting."""
     if view == 0:

@@ -6,13 +6,14 @@ The module tree and the state dict are those of the published checkpoints, excep
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import ClassVar, cast
 
 from torch import Tensor, nn
 
 from fastalter.data.batch import Batch
 from fastalter.errors import ModelError
-from fastalter.models.config import BEVFusionConfig, CameraConfig, LidarConfig
+from fastalter.models.config import BEVFusionConfig
 from fastalter.models.decoder import SECOND, SECONDFPN
 from fastalter.models.fuser import ConvFuser
 from fastalter.models.neck import LSSFPN
@@ -23,23 +24,50 @@ from fastalter.models.view_transform import DepthLSS
 from fastalter.models.voxelize import Voxelization
 
 
-def _camera_branch(config: CameraConfig) -> tuple[nn.ModuleDict, DepthLSS]:
-    """The branch and its outlet."""
-    swin = config.backbone
+@dataclass(frozen=True)
+class Branch:
+    """One sensor's modules, the channels of its map and the map's cells along x and y."""
+
+    modules: nn.ModuleDict
+    channels: int
+    grid: tuple[int, ...]
+
+
+def _camera_branch(config: BEVFusionConfig) -> Branch:
+    camera = config.camera
+    swin = camera.backbone
     backbone = SwinTransformer(swin)
-    neck = LSSFPN([swin.embed_dims * 2**i for i in swin.out_indices], config.neck_channels)
-    vtransform = DepthLSS(config.view_transform, config.neck_channels, config.image_size, config.feature_stride)
-    return nn.ModuleDict({"backbone": backbone, "neck": neck, "vtransform": vtransform}), vtransform
+    neck = LSSFPN([swin.embed_dims * 2**i for i in swin.out_indices], camera.neck_channels)
+    vtransform = DepthLSS(camera.view_transform, camera.neck_channels, camera.image_size, camera.feature_stride)
+    modules = nn.ModuleDict({"backbone": backbone, "neck": neck, "vtransform": vtransform})
+    return Branch(modules, vtransform.out_channels, vtransform.out_grid)
 
 
-def _lidar_branch(config: LidarConfig) -> tuple[nn.ModuleDict, SparseEncoder]:
-    """The branch and its outlet."""
-    encoder = SparseEncoder(config)
-    return nn.ModuleDict({"voxelize": Voxelization(config), "backbone": encoder}), encoder
+def _lidar_branch(config: BEVFusionConfig) -> Branch:
+    encoder = SparseEncoder(config.lidar)
+    *grid, layers = encoder.out_shape
+    modules = nn.ModuleDict({"voxelize": Voxelization(config.lidar), "backbone": encoder})
+    return Branch(modules, encoder.output_channels * layers, tuple(grid))
+
+
+SENSORS = {"camera": _camera_branch, "lidar": _lidar_branch}
+"""How each sensor's branch is built; a new sensor is one more line here and a `<sensor>_map` method below."""
+
+
+def _branches(config: BEVFusionConfig) -> dict[str, Branch]:
+    """The branches of a configuration; ModelError for a sensor that is not known or maps that do not meet."""
+    if not config.sensors or (unknown := [sensor for sensor in config.sensors if sensor not in SENSORS]):
+        what = f"no branch for sensor {unknown[0]!r}" if config.sensors else "no sensors"
+        raise ModelError(f"{config.name}: {what}; config.sensors takes {', '.join(SENSORS)}")
+    branches = {sensor: SENSORS[sensor](config) for sensor in config.sensors}
+    if len({branch.grid for branch in branches.values()}) != 1:
+        cells = ", ".join(f"the {sensor} map has {list(branch.grid)} cells" for sensor, branch in branches.items())
+        raise ModelError(f"{config.name}: {cells}; make camera.view_transform's bounds fit lidar.sparse_shape")
+    return branches
 
 
 class BEVFusion(nn.Module):
-    """Detection from cameras and LiDAR.
+    """Detection from cameras and LiDAR, or from one of them (`config.sensors`).
 
     `branches` names the modules of each sensor's branch, `outlets` the module where its feature [B, C, X, Y] leaves,
     `concat_conv` the convolution that takes the outlets' features concatenated in this order; the rest is fusion.
@@ -57,16 +85,9 @@ class BEVFusion(nn.Module):
     def __init__(self, config: BEVFusionConfig) -> None:
         super().__init__()
         self.config = config
-        camera, vtransform = _camera_branch(config.camera)
-        lidar, encoder = _lidar_branch(config.lidar)
-        *lidar_grid, layers = encoder.out_shape
-        if list(vtransform.out_grid) != lidar_grid:
-            raise ModelError(
-                f"{config.name}: the camera map has {list(vtransform.out_grid)} cells, the LiDAR map {lidar_grid}; "
-                "make camera.view_transform's bounds fit lidar.sparse_shape"
-            )
-        self.encoders = nn.ModuleDict({"camera": camera, "lidar": lidar})
-        self.fuser = ConvFuser((vtransform.out_channels, encoder.output_channels * layers), config.fuser_channels)
+        branches = _branches(config)
+        self.encoders = nn.ModuleDict({sensor: branch.modules for sensor, branch in branches.items()})
+        self.fuser = ConvFuser([branch.channels for branch in branches.values()], config.fuser_channels)
         backbone, neck = SECOND(config.fuser_channels, config.decoder), SECONDFPN(config.decoder)
         self.decoder = nn.ModuleDict({"backbone": backbone, "neck": neck})
         in_channels = sum(config.decoder.neck_channels)
@@ -80,7 +101,8 @@ class BEVFusion(nn.Module):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """The head's raw predictions; `head.decode` makes boxes of them."""
-        fused = self.fuser([self.camera_map(batch), self.lidar_map(batch)])
+        maps = {"camera": self.camera_map, "lidar": self.lidar_map}
+        fused = self.fuser([maps[sensor](batch) for sensor in self.config.sensors])
         predictions: dict[str, Tensor] = self.head(self.decoder["neck"](self.decoder["backbone"](fused)))
         return predictions
 
@@ -92,12 +114,13 @@ class BEVFusion(nn.Module):
         return self.head.loss(self(batch), batch.boxes, batch.labels)
 
     def camera_map(self, batch: Batch) -> Tensor:
-        """The camera branch's map [B, C, X, Y]."""
+        """The camera branch's map [B, C, X, Y]. Without a LiDAR among the sensors its points give no depth hints."""
+        hints = batch.points if "lidar" in self.config.sensors else [points[:0] for points in batch.points]
         camera = cast(nn.ModuleDict, self.encoders["camera"])
         features = camera["neck"](camera["backbone"](batch.images.flatten(0, 1)))[0]
         bev: Tensor = camera["vtransform"](
             features.unflatten(0, batch.images.shape[:2]),
-            batch.points,
+            hints,
             batch.lidar2image,
             batch.camera2lidar,
             batch.intrinsics,

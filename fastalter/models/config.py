@@ -93,15 +93,22 @@ class HeadConfig:
 
 @dataclass(frozen=True)
 class BEVFusionConfig:
-    """`box_convention` is that of the checkpoint's head; batches are canonical and the head converts."""
+    """`box_convention` is that of the checkpoint's head; batches are canonical and the head converts. `sensors` says
+    which branches there are, in this order: one alone makes a single-sensor detector, the parent of a fusion model.
+    """
 
     name: str = "bevfusion-mit-swint-voxelnet"
+    sensors: tuple[str, ...] = ("camera", "lidar")
     camera: CameraConfig = field(default_factory=CameraConfig)
     lidar: LidarConfig = field(default_factory=LidarConfig)
     fuser_channels: int = 256
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     head: HeadConfig = field(default_factory=HeadConfig)
     box_convention: Literal["mit", "mmdet3d"] = "mit"
+
+    def with_sensors(self, *sensors: str) -> BEVFusionConfig:
+        """The same model with these sensors' branches only, such as "lidar"; another name, and other fuser weights."""
+        return replace(self, sensors=sensors, name=f"{self.name}-{'-'.join(sensors)}")
 
     def with_image_size(self, height: int, width: int) -> BEVFusionConfig:
         """The same weights on images of another size (only the frustum changes)."""
@@ -158,7 +165,7 @@ def _tuples(value: Any) -> Any:
 
 def tiny_config() -> BEVFusionConfig:
     """About a million parameters: the classes and module tree of the full model, narrow, on +-24 m and small images."""
-    reach, voxel = 24.0, 0.15
+    reach, voxel = 24.0, 0.2
     cells = round(2 * reach / voxel)
     bound = (-reach, reach, 4 * voxel)
     return BEVFusionConfig(

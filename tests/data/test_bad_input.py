@@ -35,7 +35,7 @@ def first(root: Path, pattern: str) -> Path:
 
 @pytest.mark.parametrize("spec", ["kitti:/somewhere", "/data/nuscenes", "frames", "frames:", ""])
 def test_unknown_specification(spec: str) -> None:
-    refused(spec, r"not understood; known: nuscenes:/path\[:version\[:split\]\], frames:DIR, example")
+    refused(spec, r"not understood; known: nuscenes:/path\[:version\[:split\]\], frames:DIR, synthetic, example")
 
 
 @pytest.mark.parametrize(

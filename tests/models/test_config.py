@@ -62,7 +62,7 @@ def test_models_are_known_by_name() -> None:
 def test_maps_of_different_grids_are_refused() -> None:
     config = tiny_config()
     lidar = replace(config.lidar, sparse_shape=(160, 160, 41))
-    with pytest.raises(ModelError, match=r"camera map has \[40, 40\] cells, the LiDAR map \[20, 20\]"):
+    with pytest.raises(ModelError, match=r"camera map has \[30, 30\] cells, the lidar map has \[20, 20\] cells"):
         fastalter.models.build(replace(config, lidar=lidar))
 
 
