@@ -19,6 +19,8 @@ FOG = 45.0
 NOISE = 0.03
 """Standard deviation of the sensor noise, of a full scale of 1."""
 NEAR = 0.2
+BUMPER, FRONT, REAR = 0.3, (1.0, 1.0, 0.8), (0.35, 0.0, 0.0)
+"""How high up the bumpers go, and their colours: which way a thing points only the cameras can tell."""
 TILES = 64
 """The ground's texture repeats after TILES patches of PATCH metres."""
 PATCH = 0.5
@@ -140,7 +142,7 @@ def _window(view: View, box: Array) -> tuple[slice, slice] | None:
 
 
 def _paint(look: Look, point: Array, axis: Array, box: Array) -> Array:
-    """[P, 3] float32 colours at points of the surface; the roof has the first colour alone."""
+    """[P, 3] float32 colours at points of the surface; the roof has the first colour alone, clutter no bumpers."""
     height = point[:, 2] / box[5] + 0.5
     across = np.where(axis == 0, point[:, 1], point[:, 0])
     if look.pattern == "band":
@@ -154,7 +156,10 @@ def _paint(look: Look, point: Array, axis: Array, box: Array) -> Array:
     else:
         second = np.zeros(len(point), dtype=bool)
     second &= axis != 2
-    colours: Array = np.array([look.first, look.second], dtype=np.float32)[second.astype(np.int64)]
+    if look.pattern != "plain" and box[3] > box[4]:  # longer than wide: it has a front with lights and a rear
+        bumper = (axis == 0) & (height < BUMPER)
+        second = np.where(bumper, np.where(point[:, 0] > 0, 2, 3), second)
+    colours: Array = np.array([look.first, look.second, FRONT, REAR], dtype=np.float32)[second.astype(np.int64)]
     return colours
 
 
