@@ -29,5 +29,9 @@ class MaskError(FastalterError):
     """A ratio, a mask or a score file does not fit what it is applied to."""
 
 
+class TrainingError(FastalterError):
+    """A training run cannot start, or went wrong."""
+
+
 class BackendError(FastalterError):
     """An implementation of an op was asked for that is not there."""
