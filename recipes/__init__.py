@@ -1,0 +1,1 @@
+"""How the checkpoints that come with the package were made."""
