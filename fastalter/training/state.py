@@ -61,7 +61,8 @@ def load_state(path: str | os.PathLike[str]) -> TrainState:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load has no error of its own: zip, pickle, end of file, key errors, ...
-        cause = f"{type(error).__name__}: {error}".splitlines()[0]
+        # Its message is left out: it runs over many lines and advises to load the file unsafely.
+        cause = type(error).__name__
         raise TrainingError(
             f"{path}: damaged, or not a training state ({cause}); remove it and start without resume"
         ) from error

@@ -150,6 +150,23 @@ def test_damaged_or_foreign_files_are_refused(tmp_path: Path, content: Any) -> N
     assert_same(model.state_dict(), net().state_dict())
 
 
+class Intruder:
+    """Pickles into a call."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.path),)
+
+
+def test_nothing_in_a_file_is_executed(tmp_path: Path) -> None:
+    torch.save(Intruder(tmp_path / "made"), tmp_path / "last.pt")
+    with pytest.raises(TrainingError, match=r"last\.pt: damaged, or not a training state \(UnpicklingError\)"):
+        trainer(net(), tmp_path).run(resume=True)
+    assert not (tmp_path / "made").exists()
+
+
 @pytest.mark.parametrize("change", [{"lr": 0.1}, {"steps": 9}, {"seed": 1}, {"betas": (0.8, 0.99)}, {"clip": None}])
 def test_other_options_are_refused(tmp_path: Path, change: dict[str, Any]) -> None:
     trainer(net(), tmp_path).run()

@@ -287,7 +287,7 @@ def test_loss_terms_follow_the_rule_of_adapt() -> None:
         x.sum(),
         {"loss_a": x, "b_loss": [x.sum(), x.max()], "loss_constant": torch.ones(()), "accuracy": x.sum() * 100},
     ):
-        assert float(total_of(loss_terms(losses))) == pytest.approx(float(sum_losses(losses)))
+        assert total_of(loss_terms(losses)).item() == pytest.approx(sum_losses(losses).item())
     assert list(loss_terms({"loss_a": x, "loss_constant": torch.ones(()), "accuracy": x.sum()})) == ["loss_a"]
     for nothing in (torch.ones(()), {"accuracy": x.sum()}, {}, None):
         with pytest.raises(TrainingError, match="nothing differentiable"):
@@ -303,6 +303,9 @@ def test_importing_does_not_load_tensorboard() -> None:
 
 
 def test_a_trainer_runs_again_from_the_first_step() -> None:
-    model = net()
-    run = Trainer(model, loss, items(), options())
-    assert [run.run().steps, run.run().steps] == [8, 8]
+    model, steps = net(), []
+    run = Trainer(model, loss, items(), options(), after_step=[lambda: steps.append(1)])
+    first, second = run.run(), run.run()
+    assert len(steps) == 16
+    assert [row["lr"] for row in first.losses] == [row["lr"] for row in second.losses]
+    assert second.losses[0]["total"] != first.losses[0]["total"], "the weights are those of the first run"
