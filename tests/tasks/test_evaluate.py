@@ -387,8 +387,12 @@ def test_detect_gives_boxes_for_every_sample(
     modes = {name: module.training for name, module in tiny_model.named_modules()}
     state = {name: value.clone() for name, value in tiny_model.state_dict().items()}
     calls: list[tuple[str, int, int]] = []
+    recording: list[bool] = []
+    hook = tiny_model.register_forward_hook(lambda *_: recording.append(torch.is_grad_enabled()))
     found = detect(tiny_model, batches, progress=lambda *call: calls.append(call))
+    hook.remove()
 
+    assert recording == [False, False]
     assert calls == [("detect", 0, 2), ("detect", 1, 2), ("detect", 2, 2)]
     assert {name: module.training for name, module in tiny_model.named_modules()} == modes
     assert all(torch.equal(value, state[name]) for name, value in tiny_model.state_dict().items())
@@ -398,7 +402,6 @@ def test_detect_gives_boxes_for_every_sample(
         assert 0 < len(boxes) <= tiny_model.config.head.num_proposals
         assert boxes.shape == (len(labels), 9)
         assert values.shape == labels.shape
-        assert not boxes.requires_grad
         assert bool(torch.isfinite(boxes).all())
         assert bool((boxes[:, 3:6] > 0).all())
         assert bool(((values > 0) & (values <= 1)).all())
