@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from fastalter.data.augment import IMAGE_MEAN, IMAGE_STD
-from fastalter.data.batch import Batch
+from fastalter.data.batch import CLASS_NAMES, Batch
 
 COLOURS = (
     *("#ff9e00", "#ff6347", "#e9967a", "#ff4500", "#ff8c00"),
@@ -18,6 +19,8 @@ COLOURS = (
 )
 """One per class of `CLASS_NAMES`; label -1 is white."""
 EDGES = ((0, 1), (1, 2), (2, 3), (3, 0), (4, 5), (5, 6), (6, 7), (7, 4), (0, 4), (1, 5), (2, 6), (3, 7))
+LEGEND = 22
+"""Height of the strip of class names, pixels."""
 NEAR = 0.3
 """Edges reaching closer than this to the camera plane are left out, metres."""
 
@@ -44,42 +47,72 @@ def project(batch: Batch, index: int, points: Tensor) -> tuple[Tensor, Tensor]:
     depth = scaled[..., 2]
     aug = batch.image_aug[index].double()
     pixels = scaled[..., :2] / depth[..., None] @ aug[:, :2, :2].transpose(1, 2) + aug[:, None, :2, 3]
-    return pixels.reshape(-1, *points.shape[:-1], 2), depth.reshape(-1, *points.shape[:-1])
+    return pixels.reshape(len(aug), *points.shape[:-1], 2), depth.reshape(len(aug), *points.shape[:-1])
 
 
-def draw_sample(batch: Batch, path: Path | str, index: int = 0, reach: float = 54.0, scale: int = 8) -> None:
+Found = Mapping[str, Tensor]
+"""Detections of one sample: boxes [K, 9] canonical, scores [K], labels [K]."""
+
+
+def draw_sample(
+    batch: Batch,
+    path: Path | str,
+    index: int = 0,
+    reach: float = 54.0,
+    scale: int = 8,
+    found: Found | None = None,
+    least_score: float = 0.3,
+) -> None:
     """Write a PNG: the N images in rows of three with box outlines, below them the scene from above (x right, y up),
-    `reach` metres to each side at `scale` pixels a metre.
+    `reach` metres to each side at `scale` pixels a metre, and the colours of the classes.
+
+    With `found`, the batch's own boxes become broad and pale, and the detections from `least_score` on are drawn over
+    them, from above with their scores.
     """
-    views = _draw_images(batch, index)
-    above = _draw_above(batch, index, reach, scale)
+    views = _draw_images(batch, index, found, least_score)
+    above = _draw_above(batch, index, reach, scale, found, least_score)
     columns = min(3, len(views))
     rows = -(-len(views) // columns)
     width, height = views[0].size
-    sheet = Image.new("RGB", (max(columns * width, above.width), rows * height + above.height))
+    sheet = Image.new("RGB", (max(columns * width, above.width), rows * height + above.height + LEGEND))
     for number, view in enumerate(views):
         sheet.paste(view, (number % columns * width, number // columns * height))
-    sheet.paste(above, (0, rows * height))
-    sheet.save(path)
+    sheet.paste(above, ((sheet.width - above.width) // 2, rows * height))
+    _draw_legend(sheet, found is not None)
+    sheet.save(path, "PNG")
 
 
-def _draw_images(batch: Batch, index: int) -> list[Image.Image]:
-    corners = box_corners(batch.boxes[index])
-    pixels, depths = project(batch, index, corners)
+def _layers(
+    batch: Batch, index: int, found: Found | None, least_score: float
+) -> list[tuple[Tensor, Tensor, int, bool]]:
+    """What to draw, undermost first: boxes, labels, line width, pale."""
+    truth = (batch.boxes[index], batch.labels[index])
+    if found is None:
+        return [(*truth, 1, False)]
+    good = found["scores"] >= least_score
+    return [(*truth, 3, True), (found["boxes"][good].to(truth[0]), found["labels"][good], 1, False)]
+
+
+def _draw_images(batch: Batch, index: int, found: Found | None, least_score: float) -> list[Image.Image]:
     views = []
-    for camera, tensor in enumerate(batch.images[index]):
+    for tensor in batch.images[index]:
         colour = tensor.float().cpu() * torch.tensor(IMAGE_STD)[:, None, None] + torch.tensor(IMAGE_MEAN)[:, None, None]
-        view = Image.fromarray((colour.clamp(0, 1) * 255).byte().permute(1, 2, 0).numpy())
-        pen = ImageDraw.Draw(view)
-        for label, corner, depth in zip(batch.labels[index].tolist(), pixels[camera], depths[camera], strict=True):
-            for a, b in EDGES:
-                if depth[a] > NEAR and depth[b] > NEAR:
-                    pen.line([*corner[a].tolist(), *corner[b].tolist()], fill=_colour(label))
-        views.append(view)
+        views.append(Image.fromarray((colour.clamp(0, 1) * 255).byte().permute(1, 2, 0).numpy()))
+    for boxes, labels, width, pale in _layers(batch, index, found, least_score):
+        pixels, depths = project(batch, index, box_corners(boxes))
+        for camera, view in enumerate(views):
+            pen = ImageDraw.Draw(view)
+            for label, corner, depth in zip(labels.tolist(), pixels[camera], depths[camera], strict=True):
+                for a, b in EDGES:
+                    if depth[a] > NEAR and depth[b] > NEAR:
+                        line = [*corner[a].tolist(), *corner[b].tolist()]
+                        pen.line(line, fill=_colour(label, pale), width=width)
     return views
 
 
-def _draw_above(batch: Batch, index: int, reach: float, scale: int) -> Image.Image:
+def _draw_above(
+    batch: Batch, index: int, reach: float, scale: int, found: Found | None, least_score: float
+) -> Image.Image:
     size = round(2 * reach * scale)
     canvas = np.zeros((size, size, 3), dtype=np.uint8)
     points = batch.points[index].double().cpu()
@@ -88,18 +121,35 @@ def _draw_above(batch: Batch, index: int, reach: float, scale: int) -> Image.Ima
     canvas[row[inside], column[inside]] = 150
     above = Image.fromarray(canvas)
     pen = ImageDraw.Draw(above)
-    for label, box, corner in zip(
-        batch.labels[index].tolist(), batch.boxes[index], box_corners(batch.boxes[index]), strict=True
-    ):
-        outline = [((reach + x) * scale, (reach - y) * scale) for x, y, _ in corner[:4].tolist()]
-        pen.polygon(outline, outline=_colour(label))
-        x, y = (reach + float(box[0])) * scale, (reach - float(box[1])) * scale
-        nose = (outline[0][0] + outline[3][0]) / 2, (outline[0][1] + outline[3][1]) / 2
-        pen.line([(x, y), nose], fill=_colour(label))
-        if torch.isfinite(box[7:9]).all():
-            pen.line([(x, y), (x + float(box[7]) * scale, y - float(box[8]) * scale)], fill="#00ff60")
+    for boxes, labels, width, pale in _layers(batch, index, found, least_score):
+        for label, box, corner in zip(labels.tolist(), boxes, box_corners(boxes), strict=True):
+            outline = [((reach + x) * scale, (reach - y) * scale) for x, y, _ in corner[:4].tolist()]
+            pen.line([*outline, outline[0]], fill=_colour(label, pale), width=width)
+            x, y = (reach + float(box[0])) * scale, (reach - float(box[1])) * scale
+            nose = (outline[0][0] + outline[3][0]) / 2, (outline[0][1] + outline[3][1]) / 2
+            pen.line([(x, y), nose], fill=_colour(label, pale), width=width)
+            if found is None and torch.isfinite(box[7:9]).all():
+                pen.line([(x, y), (x + float(box[7]) * scale, y - float(box[8]) * scale)], fill="#00ff60")
+    if found is not None:
+        for box, score in zip(found["boxes"].tolist(), found["scores"].tolist(), strict=True):
+            if score >= least_score:
+                place = ((reach + box[0]) * scale + 4, (reach - box[1]) * scale + 4)
+                pen.text(place, f"{score:.2f}", fill="#ffffff")
     return above
 
 
-def _colour(label: int) -> str:
-    return COLOURS[label] if 0 <= label < len(COLOURS) else "#ffffff"
+def _draw_legend(sheet: Image.Image, compared: bool) -> None:
+    pen = ImageDraw.Draw(sheet)
+    x, y = 8.0, sheet.height - LEGEND + 5
+    for label, name in enumerate(CLASS_NAMES):
+        pen.text((x, y), name, fill=_colour(label))
+        x += pen.textlength(name) + 14
+    if compared:
+        pen.text((x, y), "broad, pale: ground truth; thin: detection", fill="#ffffff")
+
+
+def _colour(label: int, pale: bool = False) -> str:
+    colour = COLOURS[label] if 0 <= label < len(COLOURS) else "#ffffff"
+    if not pale:
+        return colour
+    return "#" + "".join(f"{int(colour[i : i + 2], 16) // 2 + 20:02x}" for i in (1, 3, 5))
