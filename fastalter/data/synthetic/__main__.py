@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -39,9 +40,10 @@ def synthetic(
     size = parse_image_size(image_size)
     assert size is not None
     settings = SyntheticSettings(scenes, val_scenes, samples, sweeps, size, azimuth_steps, seed)
+    start = time.perf_counter()
     with progress_bars() as progress:
         write_dataset(out, settings, workers or None, progress)
-    print(describe(out, settings))
+    print(describe(out, settings, time.perf_counter() - start))
 
 
 def main(arguments: list[str] | None = None) -> int:

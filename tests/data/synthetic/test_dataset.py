@@ -19,6 +19,7 @@ from fastalter.data.synthetic import SyntheticFrames
 from fastalter.data.synthetic.__main__ import main
 from fastalter.data.synthetic.dataset import write_dataset
 from fastalter.data.synthetic.recording import JPEG_QUALITY
+from fastalter.data.synthetic.rig import MOUNTS
 from fastalter.errors import DataError
 from tests.data.synthetic.conftest import SETTINGS
 
@@ -51,8 +52,14 @@ def test_the_devkit_loads_and_renders_it(dataset: Path, tmp_path: Path) -> None:
     for record in tables.sample_data:
         assert (dataset / record["filename"]).is_file()
         assert record["is_key_frame"] == record["filename"].startswith("samples/")
+    for sample in tables.sample:
+        for channel, mount in MOUNTS.items():
+            early = sample["timestamp"] - tables.get("sample_data", sample["data"][channel])["timestamp"]
+            assert early == pytest.approx(1e6 * mount.early, abs=1)
     scans = [r for r in tables.sample_data if r["fileformat"] == "pcd"]
     assert len(scans) == 3 * 5  # three keyframes and a sweep between each two
+    for record in scans:  # a sweep belongs to the keyframe after it
+        assert 0 <= tables.get("sample", record["sample_token"])["timestamp"] - record["timestamp"] < 500_000
     for annotation in tables.sample_annotation:
         instance = tables.get("instance", annotation["instance_token"])
         assert instance["nbr_annotations"] == SETTINGS.samples
@@ -117,6 +124,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert main(arguments) == 0
     said = capsys.readouterr().out
     assert f"wrote {out}: 2 synthetic samples in 1 + 0 scenes, seed 0" in said
+    assert "samples a second" in said
     frames = open_frames(said.split("--data ")[1].strip())
     assert len(frames) == 2
     assert json.loads((out / "v1.0-synthetic" / "splits.json").read_text())["synthetic_val"] == []
