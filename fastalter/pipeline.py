@@ -161,10 +161,20 @@ def score_checkpoint(options: ScoreOptions, progress: ProgressFunction = lambda 
     with step("mask"):
         mask = scores.mask(ratio=options.ratio)
     mask.metadata.update(origin)
-    run = ScoreRun(scores, mask, clock.seconds, notes, list(scores.metadata["warnings"]))
+    remarks = data_remarks(scores.metadata)
+    run = ScoreRun(scores, mask, clock.seconds, notes, [*scores.metadata["warnings"], *remarks])
     with step("write"):
         run.written.extend(write_all(_writers(options, run)))
     return run
+
+
+def data_remarks(metadata: Mapping[str, Any]) -> list[str]:
+    """What to say of synthetic data: nothing where it is the embedded checkpoint's own kind."""
+    from fastalter.assets import provenance
+
+    if not metadata["synthetic"] or metadata.get("checkpoint", {}).get("sha256") == provenance()["sha256"]:
+        return []
+    return ["scored on synthetic data, which this model was not trained for: for a mask to use, give its own --data"]
 
 
 def _load_model(options: ScoreOptions) -> tuple[BEVFusion, dict[str, Any], list[str]]:

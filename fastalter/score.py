@@ -24,7 +24,7 @@ def score(
         Path | None, typer.Argument(help="A checkpoint file. Left out: random weights of --model.", metavar="CKPT")
     ] = None,
     data: Annotated[
-        str | None, typer.Option(help="nuscenes:/path[:version] or frames:DIR. Left out: random example batches.")
+        str | None, typer.Option(help="nuscenes:/path[:version], frames:DIR or synthetic. Left out: synthetic.")
     ] = None,
     model: Annotated[
         str | None, typer.Option(help="An architecture's name. With CKPT it is inferred from the file's keys.")

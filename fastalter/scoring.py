@@ -43,7 +43,7 @@ def score_model(
         model: an nn.Module, or what `fusion.adapt` made of one. Afterwards it is bitwise what it was: parameters,
             buffers, .grad, requires_grad, training flags, hooks, the process's random state; also after an exception.
         batches: a list or other re-iterable; every element goes to the loss as it is (an in-tree Batch is moved to the
-            model's device and dtype). None, for an in-tree model only: random example batches; the metadata says so.
+            model's device and dtype). None, for an in-tree model only: synthetic batches; the metadata says so.
         loss, branches, outlets: see `fusion.adapt`.
         method: a criterion of `fastalter.criteria.CRITERIA`.
         reactivation: B and the learning rate of eq. 16; default Reactivation().
@@ -72,7 +72,7 @@ def score_model(
     clock = clock or Clock()
     fusion = adapt(model, branches=branches, outlets=outlets, loss=loss)
     weights = find_weights(fusion, prunable)
-    data, description = _data(fusion, batches, options)
+    data, description, synthetic = _data(fusion, batches, options)
     with preserved(fusion.model) as snapshot, _progress(progress) as report:
         scoring_mode(fusion.model, bn)
         require_grad([w.parameter for w in weights if w.prunable])
@@ -83,6 +83,7 @@ def score_model(
         "method": method,
         "model": type(fusion.model).__name__,
         "data": description,
+        "synthetic": synthetic,
         "seed": seed,
         "settings": _settings(options, bn),
         "batches": len(data),
@@ -137,23 +138,25 @@ class _Moved:
         return len(self._batches)  # type: ignore[arg-type]
 
 
-def _data(fusion: FusionModel, batches: Iterable[Any] | None, options: Options) -> tuple[Any, str]:
+def _data(fusion: FusionModel, batches: Iterable[Any] | None, options: Options) -> tuple[Any, str, bool | None]:
+    """What to score on, in words what it is, and whether it is synthetic (None: the caller's own, nobody knows)."""
     config = getattr(fusion.model, "config", None)
     if batches is None:
-        batches = _example_batches(fusion, options, config)
+        batches = _synthetic_batches(fusion, options, config)
     description = str(getattr(batches, "description", "batches given by the caller"))
+    synthetic = getattr(batches, "synthetic", None)
     if iter(batches) is batches:
-        return batches, description  # Batches refuses it, with the reason
+        return batches, description, synthetic  # Batches refuses it, with the reason
     from fastalter.data.batch import Batch
 
     first = next(iter(batches), None)
     if isinstance(first, Batch):
         weight = next(p for p in fusion.model.parameters() if p.is_floating_point())
-        return _Moved(batches, weight), description
-    return batches, description
+        return _Moved(batches, weight), description, synthetic
+    return batches, description, synthetic
 
 
-def _example_batches(fusion: FusionModel, options: Options, config: Any) -> Iterable[Any]:
+def _synthetic_batches(fusion: FusionModel, options: Options, config: Any) -> Iterable[Any]:
     from fastalter.models.config import BEVFusionConfig
 
     if not isinstance(config, BEVFusionConfig):
@@ -163,7 +166,7 @@ def _example_batches(fusion: FusionModel, options: Options, config: Any) -> Iter
     from fastalter.data import load
 
     count = options.reactivation.batches
-    loaded: Iterable[Any] = load("example", batches=count, batch_size=2, config=config, seed=options.seed)
+    loaded: Iterable[Any] = load("synthetic", batches=count, batch_size=2, config=config, seed=options.seed)
     return loaded
 
 

@@ -76,6 +76,11 @@ def test_models_data_and_tasks_know_nothing_of_pruning():
     assert not wrong
 
 
+def test_the_trainer_knows_no_model_and_no_pruning():
+    allowed = ("training", "errors", "artifacts", "report")
+    assert not [i for i in IMPORTS if inside(i[1], "training") and not inside(i[2], *allowed)]
+
+
 def test_ops_import_only_errors_and_kernels():
     allowed = ("ops", "errors", "triton_kernels")
     wrong = [i for i in IMPORTS if inside(i[1], "ops") and not inside(i[2], *allowed)]

@@ -56,7 +56,7 @@ class Scores:
         """
         keep = keep_count(self.layout.size, ratio)
         made_from: dict[str, Any] = {
-            k: self.metadata[k] for k in ("method", "model", "data", "seed") if k in self.metadata
+            k: self.metadata[k] for k in ("method", "model", "data", "synthetic", "seed") if k in self.metadata
         }
         return select(self.flat, self.layout, keep, ratio=ratio, metadata=made_from, histogram=self._histogram)
 

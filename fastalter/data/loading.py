@@ -38,8 +38,8 @@ def load(
 ) -> Batches:
     """Batches for a model, list-like and re-iterable; files are read and every batch is checked when it is asked for.
 
-    spec          nuscenes:/path[:version[:split]] | frames:DIR | synthetic (`fastalter.data.synthetic`, never trained
-                  on by the embedded checkpoint) | example (random data, also for None)
+    spec          nuscenes:/path[:version[:split]] | frames:DIR | synthetic (also for None; never samples
+                  that the embedded checkpoint was trained on) | example (random data)
     image_size    (H, W) of the network's images, the config's by default
     sweeps        earlier LiDAR scans added to each key scan, with their time lag in the last column
     keep_unseen   keep boxes that no LiDAR or radar point hit
@@ -62,15 +62,17 @@ def load(
         check_batch(batch, config)
         return batch
 
-    if spec is None or spec == "example":
-        return Batches(lambda index: check(example_batch(config, batch_size, seed, index)), batches, DESCRIPTION)
+    if spec == "example":
+        make = lambda index: check(example_batch(config, batch_size, seed, index))  # noqa: E731
+        return Batches(make, batches, DESCRIPTION, synthetic=True)
     options = PrepareOptions((height, width), config.lidar.point_cloud_range)
-    if spec == "synthetic":
+    if spec is None or spec == "synthetic":
         made = synthetic_samples(batches * batch_size, options.image_size, sweeps, seed, keep_unseen)
         return Batches(
             lambda index: check(collate([prepare(made(slot), options) for slot in _slots(index, batch_size)])),
             batches,
-            f"synthetic: {batches} x {batch_size} samples, seed {seed}",
+            f"synthetic: {batches} x {batch_size} samples",
+            synthetic=True,
         )
     frames = open_frames(spec, sweeps=sweeps, keep_unseen=keep_unseen)
     return views_of(frames, spec, batches=batches, batch_size=batch_size, options=options, seed=seed, check=check)

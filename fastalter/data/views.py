@@ -32,13 +32,19 @@ class Batches(Sequence[Batch]):
     """A list of batches, each made by `make(index)` when asked for and kept while all kept ones fit `cache_bytes`.
 
     A run reads a batch several times, so small lists are served from memory; past the limit files are read again.
-    `description` says in words what the data is. Nobody may change a batch's tensors in place.
+    `description` says in words what the data is, `synthetic` that none of it was recorded. Nobody may change a batch's
+    tensors in place.
     """
 
     def __init__(
-        self, make: Callable[[int], Batch], length: int, description: str, cache_bytes: int = CACHE_BYTES
+        self,
+        make: Callable[[int], Batch],
+        length: int,
+        description: str,
+        cache_bytes: int = CACHE_BYTES,
+        synthetic: bool = False,
     ) -> None:
-        self.description = description
+        self.description, self.synthetic = description, synthetic
         self._make, self._length, self._room = make, length, cache_bytes
         self._kept: dict[int, Batch] = {}
 

@@ -77,6 +77,7 @@ def summary(metadata: Mapping[str, Any], mask: Mask, seconds: Mapping[str, float
         "method": metadata["method"],
         "model": metadata["model"],
         "data": metadata["data"],
+        "synthetic": metadata["synthetic"],
         "seed": metadata["seed"],
         "branches": {count.name: row(count) for count in counts},
         "total": row(total_count(counts)),

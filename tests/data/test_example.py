@@ -27,15 +27,16 @@ def test_passes_the_check_with_every_class_in_range(config: BEVFusionConfig) -> 
 
 
 def test_a_function_of_seed_and_index() -> None:
-    one, again = load(None, config=SMALL, seed=5), load("example", config=SMALL, seed=5)
+    one, again = load("example", config=SMALL, seed=5), load("example", config=SMALL, seed=5)
     assert torch.equal(one[2].images, again[2].images)
     assert torch.equal(one[2].points[1], again[2].points[1])
     assert not torch.equal(one[0].images, one[1].images)
-    assert not torch.equal(one[0].images, load(None, config=SMALL, seed=6)[0].images)
+    assert not torch.equal(one[0].images, load("example", config=SMALL, seed=6)[0].images)
 
 
 def test_says_that_it_is_random() -> None:
-    assert "random" in load(None, config=SMALL).description
+    assert "random" in load("example", config=SMALL).description
+    assert load("example", config=SMALL).synthetic
     assert example_batch(SMALL, seed=3).tokens == ["random-3-0-0", "random-3-0-1"]
 
 

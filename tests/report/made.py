@@ -16,6 +16,7 @@ METADATA = {
     "method": "altermoma",
     "model": "toy [bold]",
     "data": "example",
+    "synthetic": True,
     "seed": 3,
     "branches": {
         "camera": {"parameters": 60, "prunable": 48},

@@ -33,7 +33,7 @@ def test_counts_by_branch_and_layer():
 
 def test_the_json_object_has_the_promised_keys():
     found = summary(METADATA, make_mask(), {"load": 1.23456})
-    assert list(found) == ["method", "model", "data", "seed", "branches", "total", "threshold", "seconds"]
+    assert list(found) == ["method", "model", "data", "synthetic", "seed", "branches", "total", "threshold", "seconds"]
     assert found["branches"]["camera"] == {"parameters": 60, "prunable": 48, "kept": 32}
     assert found["total"] == {"parameters": 82, "prunable": 64, "kept": 36}
     assert found["threshold"] == 0.25
