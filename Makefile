@@ -3,7 +3,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help install score test test-all lint bench clean
+.PHONY: help install score test test-all lint bench tiny-checkpoint pictures clean
 
 PYTHON ?= python3.11
 VENV ?= .venv
@@ -18,9 +18,9 @@ help:  ## list the targets
 
 install: $(VENV)/.package  ## make .venv and install the package into it, editable; does nothing when nothing changed
 
-score: install  ## score bevfusion-tiny (random weights, seed 0) on a seeded example batch, artifacts in out/
+score: install  ## score the embedded checkpoint on synthetic samples, artifacts in out/
 	@mkdir -p out
-	$(PY) -m fastalter.score --model bevfusion-tiny --seed 0 --ratio 0.8 \
+	$(PY) -m fastalter.score fastalter/assets/bevfusion_tiny.pth --ratio 0.8 \
 	    --out out/scores.safetensors --mask out/mask.safetensors --plot out/kept.png
 
 test: install  ## what a change can break; minutes
@@ -40,6 +40,13 @@ lint: install  ## ruff, mypy, clang-format and the layering rules
 bench: install  ## time the ops and the bulk arithmetic on 40 M parameters
 	$(PY) -m pytest --benchmark-only bench
 	$(PY) -m bench.bulk
+
+tiny-checkpoint: install  ## make the embedded checkpoint anew: data, three trainings, evaluation; about an hour
+	$(PY) -m recipes.tiny_checkpoint
+
+pictures: install  ## draw the README's pictures again
+	$(PY) -m recipes.picture docs/sample.png
+	$(PY) -m fastalter.score fastalter/assets/bevfusion_tiny.pth --ratio 0.8 --plot docs/kept.png
 
 clean:  ## remove the environment and everything built
 	rm -rf $(VENV) build out *.egg-info fastalter/*.so fastalter/ops/*.so

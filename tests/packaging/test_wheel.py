@@ -69,6 +69,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     assert "fastalter/ops/libfastalter_cpu.so" in names
     assert "fastalter/triton_kernels/__init__.py" in names
     assert "fastalter/py.typed" in names
+    assert {f"fastalter/assets/bevfusion_tiny.{kind}" for kind in ("pth", "json", "csv", "png")} <= set(names)
 
 
 PROGRAM = """

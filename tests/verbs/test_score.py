@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import fastalter
+from fastalter.assets import EMBEDDED, provenance
 from fastalter.pipeline import ScoreOptions
 from fastalter.score import main
 
@@ -46,9 +47,10 @@ def scored(checkpoint, tmp_path_factory) -> Run:
 
 def test_json_is_one_object_with_the_promised_keys(scored):
     found = scored.found
-    assert list(found) == ["method", "model", "data", "seed", "branches", "total", "threshold", "seconds"]
+    assert list(found) == ["method", "model", "data", "synthetic", "seed", "branches", "total", "threshold", "seconds"]
     assert (found["method"], found["model"], found["seed"]) == ("altermoma", "bevfusion-tiny", 4)
-    assert "no real data" in found["data"]
+    assert found["data"] == "synthetic: 1 x 1 samples"
+    assert found["synthetic"] is True
     assert list(found["branches"]) == ["camera", "lidar", "fusion"]
     for key in ("parameters", "prunable", "kept"):
         assert found["total"][key] == sum(branch[key] for branch in found["branches"].values())
@@ -152,3 +154,19 @@ def test_a_fault_of_ours_is_no_mistake_of_the_users(tmp_path, monkeypatch):
     with pytest.raises(IndexError):
         main(["--model", "bevfusion-tiny", *QUICK, "--out", str(tmp_path / "s")])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_embedded_checkpoint_is_scored_on_its_own_kind_of_data(tmp_path, capsys):
+    assert main([str(EMBEDDED), *QUICK, "--mask", str(tmp_path / "m")]) == 0
+    said = capsys.readouterr().out
+    assert "bevfusion-tiny, altermoma on synthetic: 1 x 1 samples" in said
+    assert "for a mask to use, give its own --data" not in said
+    mask = fastalter.Mask.load(tmp_path / "m")
+    assert mask.metadata["synthetic"] is True
+    assert mask.metadata["checkpoint"]["sha256"] == provenance()["sha256"]
+
+
+def test_a_foreign_checkpoint_on_synthetic_data_is_warned_of(checkpoint, capsys):
+    assert main([str(checkpoint), *QUICK]) == 0
+    said = capsys.readouterr()
+    assert "warning: scored on synthetic data, which this model was not trained for" in said.out + said.err
