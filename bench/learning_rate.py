@@ -1,9 +1,8 @@
 """python -m bench.learning_rate: how far does ReRI stand above float32 rounding, at which reactivation learning rate?
 
-bevfusion-tiny with seeded random weights on seeded example batches, scored in float32 and in float64. Per rate: ReRI as
+The embedded checkpoint on synthetic batches, scored in float32 and in float64. Per rate: ReRI as
 a multiple of DeCI (sums, the largest branch and stage), how far the float32 sum is off, and the share of the kept
-weights at 80 % that float32 (shared form) has in common with float64 and with its own direct form. Random weights have
-far larger gradients than trained ones: a trained checkpoint wants the same table of its own.
+weights at 80 % that float32 (shared form) has in common with float64 and with its own direct form.
 """
 
 from __future__ import annotations
@@ -17,17 +16,19 @@ from rich.table import Table
 
 import fastalter
 from bench.scoring import overlap
-from fastalter import data, models
+from fastalter import data
+from fastalter.assets import EMBEDDED
+from fastalter.checkpoint import load_checkpoint
 
 RATES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
 
 
 def score(dtype: torch.dtype, lr: float, batches: int, *, direct: bool = False) -> fastalter.Scores:
-    """One run on the tiny model."""
-    model = models.build("bevfusion-tiny", seed=0).to(dtype)
-    examples = list(data.load("example", config=model.config, batches=batches, batch_size=1))
+    """One run on the embedded checkpoint."""
+    model = load_checkpoint(EMBEDDED).model.to(dtype)
+    samples = list(data.load("synthetic", config=model.config, batches=batches, batch_size=1))
     reactivation = fastalter.Reactivation(batches, lr)
-    return fastalter.score_model(model, examples, reactivation=reactivation, direct=direct, progress=False)
+    return fastalter.score_model(model, samples, reactivation=reactivation, direct=direct, progress=False)
 
 
 def row(lr: float, batches: int) -> list[str]:

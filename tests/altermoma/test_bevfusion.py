@@ -10,15 +10,17 @@ import torch
 
 import fastalter
 from fastalter import data, models
+from fastalter.assets import EMBEDDED
+from fastalter.checkpoint import load_checkpoint
 from fastalter.fusion import adapt, find_weights
 
-LR = 1e-5  # `python -m bench.learning_rate`: above rounding, and below where random weights run wild
+LR = fastalter.Reactivation().lr
 
 
 @cache
 def run(dtype: torch.dtype, direct: bool, lr: float = LR, reri_data: str = "paired", bn: str = "train") -> Any:
-    model = models.build("bevfusion-tiny", seed=0).to(dtype)
-    batches = list(data.load("example", config=model.config, batches=2, batch_size=1))
+    model = load_checkpoint(EMBEDDED).model.to(dtype)
+    batches = list(data.load("synthetic", config=model.config, batches=2, batch_size=1))
     return fastalter.score_model(
         model,
         batches,
