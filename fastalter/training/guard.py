@@ -31,10 +31,10 @@ class Buffers:
 
 
 @contextmanager
-def train_mode(model: nn.Module) -> Iterator[None]:
-    """Train mode in the block; after it every module has the mode it had."""
+def in_mode(model: nn.Module, *, train: bool) -> Iterator[None]:
+    """Train or eval mode in the block; after it each module has its own, a frozen norm too."""
     modes = [(module, module.training) for module in model.modules()]
-    model.train()
+    model.train(train)
     try:
         yield
     finally:

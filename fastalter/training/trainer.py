@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fastalter.errors import FastalterError, TrainingError
 from fastalter.report.progress import ProgressFunction
-from fastalter.training.guard import Buffers, interrupts_deferred, train_mode
+from fastalter.training.guard import Buffers, in_mode, interrupts_deferred
 from fastalter.training.log import TrainLog
 from fastalter.training.losses import finite_tensors, loss_terms, not_finite, total_of
 from fastalter.training.options import TrainOptions
@@ -95,7 +95,7 @@ class Trainer:
                 step); folder/last.pt cannot be resumed, or is there and `resume` is not set.
         """
         started = time.perf_counter()
-        with preserved_rng(), train_mode(self.model):
+        with preserved_rng(), in_mode(self.model, train=True):
             self._start(resume)
             try:
                 self._train()

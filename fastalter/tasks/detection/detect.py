@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sized
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sized
 from typing import Protocol, cast
 
 import torch
@@ -14,6 +13,7 @@ from fastalter.errors import DataError
 from fastalter.report.progress import ProgressFunction
 from fastalter.tasks.detection.nms import nms
 from fastalter.tasks.detection.results import Detections
+from fastalter.training.guard import in_mode
 
 STAGE = "detect"
 
@@ -44,7 +44,7 @@ def detect(
     found: dict[str, Detections] = {}
     report = progress or (lambda stage, done, total: None)
     report(STAGE, 0, total)
-    with _eval_mode(model):
+    with in_mode(model, train=False):
         for done, batch in enumerate(batches, 1):
             _check(batch, found)
             decoded = head.decode(model(batch.to(device)))
@@ -70,15 +70,3 @@ def _check(batch: Batch, found: Mapping[str, Detections]) -> None:
             raise DataError(f"sample {token}: its scene is augmented (lidar_aug); detect on unaugmented frames")
         if token in found or token in batch.tokens[:place]:
             raise DataError(f"sample {token} comes twice; give every frame once, without augmented views")
-
-
-@contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside, afterwards each module's own mode: a frozen norm in a model in train mode stays frozen."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
