@@ -28,7 +28,6 @@ class TrainState:
     model      the model's state_dict
     optimizer  its state_dict
     scheduler  its state_dict
-    rng        of `fastalter.training.rng.get_rng`
     options    of `TrainOptions`, as a dict
     trainable  parameter names of each optimizer group, in order
     history    one row of losses.csv per completed step
@@ -38,7 +37,6 @@ class TrainState:
     model: dict[str, Any]
     optimizer: dict[str, Any]
     scheduler: dict[str, Any]
-    rng: dict[str, Any]
     options: dict[str, Any]
     trainable: list[list[str]]
     history: list[dict[str, float]]

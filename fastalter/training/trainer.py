@@ -18,7 +18,7 @@ from fastalter.training.guard import Buffers, in_mode, interrupts_deferred
 from fastalter.training.log import TrainLog
 from fastalter.training.losses import finite_tensors, loss_terms, not_finite, total_of
 from fastalter.training.options import TrainOptions
-from fastalter.training.rng import get_rng, preserved_rng, seed_step, set_rng
+from fastalter.training.rng import preserved_rng, seed_step
 from fastalter.training.schedule import make_optimizer, make_scheduler
 from fastalter.training.state import TrainState, check_state, load_state, save_state
 
@@ -140,7 +140,6 @@ class Trainer:
         self.model.load_state_dict(state.model)
         self._optimizer.load_state_dict(state.optimizer)
         self._scheduler.load_state_dict(state.scheduler)
-        set_rng(state.rng)
         self._watched = finite_tensors(self.model)
         self._history, self._done, self._saved = state.history, state.step, state.step
 
@@ -226,7 +225,6 @@ class Trainer:
             model=dict(self.model.state_dict()),
             optimizer=self._optimizer.state_dict(),
             scheduler=self._scheduler.state_dict(),
-            rng=get_rng(),
             options=asdict(self.options),
             trainable=self._trainable,
             history=self._history,
