@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from fastalter.training.rng import preserved_rng
 
 Bn = Literal["train", "frozen"]
 
@@ -67,17 +67,11 @@ def _same_bits(a: Tensor, b: Tensor) -> bool:
 def preserved(model: nn.Module) -> Iterator[Snapshot]:
     """Everything about the model, and the random state of the process, is after the block what it was before."""
     snapshot = Snapshot(model)
-    python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]
-    try:
-        yield snapshot
-    finally:
-        snapshot.restore()
-        random.setstate(python)
-        np.random.set_state(numpy)
-        torch.set_rng_state(cpu)
-        if cuda is not None:
-            torch.cuda.set_rng_state_all(cuda)
+    with preserved_rng():
+        try:
+            yield snapshot
+        finally:
+            snapshot.restore()
 
 
 def scoring_mode(model: nn.Module, bn: Bn) -> None:
