@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -49,17 +48,6 @@ def write_assets(assets: Path, work: Path, model: BEVFusion, results: dict[str, 
     for name, result in results.items():
         print(f"{name:24} mAP {result['mean_ap']:.3f}  NDS {result['nd_score']:.3f}")
     print(f"wrote {checkpoint} ({checkpoint.stat().st_size / 1e6:.1f} MB) and its .json, .csv and .png")
-
-
-def commit() -> str:
-    """The commit this runs from, "-dirty" behind it where files differ."""
-    described = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return described.stdout.strip() or "unknown"
 
 
 def read_losses(path: Path) -> list[dict[str, float]]:

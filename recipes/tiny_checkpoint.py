@@ -23,6 +23,7 @@ import numpy as np
 import torch
 import typer
 
+from bench.bulk import provenance
 from fastalter import models
 from fastalter.data import Batch, PrepareOptions, collate, open_frames, prepare
 from fastalter.data.synthetic import SyntheticSettings
@@ -36,7 +37,7 @@ from fastalter.tasks.detection.depth import loss_with_depth
 from fastalter.tasks.detection.detect import detect
 from fastalter.tasks.detection.evaluate import evaluate_detections
 from fastalter.training import Trainer, TrainOptions
-from recipes.report import commit, write_assets
+from recipes.report import write_assets
 
 MODEL = "bevfusion-tiny"
 ROOT = Path(__file__).resolve().parent.parent
@@ -79,7 +80,7 @@ def recipe(
         return
     work.mkdir(parents=True, exist_ok=True)
     if not (work / "commit").exists():
-        (work / "commit").write_text(commit())
+        (work / "commit").write_text(provenance()["commit"])
     torch.set_num_threads(1)
     with stage(work, "data"):
         make_data(work, shrink)
