@@ -9,6 +9,8 @@ built here.
 from __future__ import annotations
 
 import functools
+import importlib
+import importlib.util
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,27 +24,48 @@ from fastalter.ops import reference
 
 _torch_ops: Any = torch.ops  # untyped in torch
 VARIABLE = "FASTALTER_BACKEND"
-OPS = ("indicator_sums", "alter_score", "kth_value", "make_mask", "apply_mask")
+SCORING = ("indicator_sums", "alter_score", "kth_value", "make_mask", "apply_mask", "channel_sum")
+FUSING = ("masked_fuse", "masked_fuse_sums", "masked_fuse_grad", "masked_fuse_norm", "masked_fuse_norm_backward")
+LAYERS = tuple(f"masked_{layer}{part}" for layer in ("linear", "conv2d") for part in ("", "_dgrad", "_wgrad"))
+COMPACTION = ("compact_channels", "pack_sparse", "unpack_sparse", "compress_nm")
+CPP = ("indicator_sums", "alter_score", "kth_value", "make_mask", "apply_mask", "masked_fuse")
+CUDA = ("apply_mask",)
+OPS = SCORING + FUSING + LAYERS + COMPACTION
 
 
 @dataclass(frozen=True)
 class Backend:
-    """One way of running the ops: the device it is for, the ops it has, and the library file it comes in, if any."""
+    """One way of running the ops: the device it is for, the ops it has, and where they come from.
+
+    library   a compiled library, whose kernels torch's dispatcher calls
+    launchers a Python module with a function launch_<op> per op, of the op's schema; needs: the package it stands on
+    """
 
     name: str
     device: str | None  # None: any device
     ops: tuple[str, ...]
     library: str | None = None
+    launchers: str | None = None
+    needs: str | None = None
 
 
 # Fastest first: of two that can serve a device, the dispatcher has the earlier one.
 BACKENDS = (
-    Backend("cpp", "cpu", OPS, "libfastalter_cpu.so"),
-    Backend("cuda", "cuda", ("apply_mask",), "libfastalter_cuda.so"),
-    Backend("triton", "cuda", ()),
-    Backend("cupy", "cuda", ()),
+    Backend("cpp", "cpu", CPP, library="libfastalter_cpu.so"),
+    Backend("cuda", "cuda", CUDA, library="libfastalter_cuda.so"),
+    Backend(
+        "triton",
+        "cuda",
+        (*SCORING, "masked_fuse", "masked_fuse_grad", "masked_fuse_norm", "masked_fuse_norm_backward", *LAYERS),
+        launchers="fastalter.triton_kernels",
+        needs="triton",
+    ),
+    Backend("cupy", "cuda", ("apply_mask", *COMPACTION), launchers="fastalter.ops.cupy_kernels", needs="cupy"),
     Backend("reference", None, OPS),
 )
+BY_NAME = {backend.name: backend for backend in BACKENDS}
+# Autograd goes through the dispatcher, so what Triton alone has for a GPU is registered there (schema.py).
+DISPATCHED_TO_TRITON = tuple(op for op in BY_NAME["triton"].ops if op not in BY_NAME["cuda"].ops)
 
 
 def library_path(backend: Backend) -> Path:
@@ -53,7 +76,9 @@ def library_path(backend: Backend) -> Path:
 
 @functools.cache
 def load(backend: Backend) -> str | None:
-    """Load the backend's compiled library, once. Returns None if it is there (or needs none), else why it is not."""
+    """Load the backend's compiled library, once. Returns None if what it needs is there, else why it is not."""
+    if backend.needs is not None and importlib.util.find_spec(backend.needs) is None:
+        return f"needs the package {backend.needs}, which is not installed"
     if backend.library is None:
         return None
     path = library_path(backend)
@@ -84,12 +109,22 @@ def serving(op: str, device: str) -> Backend:
 
 
 def implementation(op: str, device: torch.device) -> Callable[..., Any]:
-    """What to call to run `op` on this device: the reference itself, or the dispatcher's op with its library loaded."""
-    if serving(op, device.type).name == "reference":
+    """What to call to run `op` on this device: the reference itself, a launcher, or the dispatcher's op."""
+    backend = serving(op, device.type)
+    if backend.name == "reference":
         chosen: Callable[..., Any] = getattr(reference, op)
+    elif backend.launchers and not (backend.name == "triton" and op in DISPATCHED_TO_TRITON):
+        chosen = launcher(backend, op)
     else:
         chosen = getattr(_torch_ops.fastalter, op).default
     return chosen
+
+
+def launcher(backend: Backend, op: str) -> Callable[..., Any]:
+    """The Python function that launches the backend's kernel; imported here, on first use."""
+    assert backend.launchers is not None
+    launch: Callable[..., Any] = getattr(importlib.import_module(backend.launchers), f"launch_{op}")
+    return launch
 
 
 def _forced(name: str, op: str, device: str) -> Backend:

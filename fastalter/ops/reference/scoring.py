@@ -1,8 +1,4 @@
-"""The specification: every op in plain torch, for any device, as close to its sentence in the design as it will go.
-
-The fast implementations are held against these functions, and these against float64 oracles. They work through the
-arenas in chunks, so that temporaries stay small beside a model; otherwise they trade nothing for speed.
-"""
+"""Scores, threshold and mask over arenas. Works through them in chunks: temporaries stay small beside a model."""
 
 from __future__ import annotations
 
@@ -25,9 +21,10 @@ def indicator_sums(theta: Tensor, grad: Tensor, start: Sequence[Tensor], end: Se
     """The sums of eq. 11-13: float64 [1 + S] = sum |theta*grad|, then per stage sum |theta*(start_s - end_s)|."""
     sums = torch.zeros(1 + len(start), dtype=torch.float64, device=theta.device)
     for at in _chunks(theta.numel()):
-        sums[0] += (theta[at] * grad[at]).abs().sum(dtype=torch.float64)
+        weight = theta[at].to(grad.dtype)
+        sums[0] += (weight * grad[at]).abs().sum(dtype=torch.float64)
         for s, (first, last) in enumerate(zip(start, end, strict=True), start=1):
-            sums[s] += (theta[at] * (first[at] - last[at])).abs().sum(dtype=torch.float64)
+            sums[s] += (weight * (first[at] - last[at])).abs().sum(dtype=torch.float64)
     return sums
 
 
@@ -45,13 +42,14 @@ def alter_score(
     deci: Tensor | None = None,
     reri: Tensor | None = None,
 ) -> None:
-    """Eq. 11-13 in the arena's dtype; the order of the operations is part of the specification (it fixes every bit)."""
-    a, b, dw, *rw = torch.tensor([alpha, beta, deci_weight, *reri_weights], dtype=theta.dtype, device=theta.device)
+    """Eq. 11-13 in the gradients' dtype; the order of operations is part of the specification (it fixes every bit)."""
+    a, b, dw, *rw = torch.tensor([alpha, beta, deci_weight, *reri_weights], dtype=grad.dtype, device=theta.device)
     for at in _chunks(theta.numel()):
-        d = dw * (theta[at] * grad[at]).abs()
+        weight = theta[at].to(grad.dtype)
+        d = dw * (weight * grad[at]).abs()
         r = torch.zeros_like(d)
-        for weight, first, last in zip(rw, start, end, strict=True):
-            r = r + weight * (theta[at] * (first[at] - last[at])).abs()
+        for share, first, last in zip(rw, start, end, strict=True):
+            r = r + share * (weight * (first[at] - last[at])).abs()
         score[at] = a * d - b * r
         histogram += torch.bincount(top_digit(score[at]), minlength=HISTOGRAM_BINS)
         if deci is not None:
@@ -111,3 +109,14 @@ def apply_mask(theta: Sequence[Tensor], mask: Tensor, offsets: Sequence[int]) ->
         index = torch.arange(offset, offset + weight.numel(), device=mask.device)
         bit = (mask[index >> 3] >> (index & 7)) & 1
         weight.masked_fill_(bit.view(weight.shape) == 0, 0.0)
+
+
+def channel_sum(theta: Tensor, grad: Tensor, members: Tensor, groups: Tensor) -> Tensor:
+    """float64 [G]: per group the sum of theta*grad over its members, the elements start + o*step + i of the arenas."""
+    sums = torch.zeros(groups.numel() - 1, dtype=torch.float64, device=theta.device)
+    for group, (first, last) in enumerate(itertools.pairwise(groups.tolist())):
+        for start, outer, step, inner in members[first:last].tolist():
+            place = ((outer, inner), (step, 1))
+            of_theta, of_grad = (x.as_strided(*place, x.storage_offset() + start) for x in (theta, grad))
+            sums[group] += (of_theta.to(grad.dtype) * of_grad).sum(dtype=torch.float64)
+    return sums
