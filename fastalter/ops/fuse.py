@@ -19,7 +19,7 @@ from fastalter.ops.masked import conv_size
 STATES = ("both", "first", "second")
 _PRODUCTS = "Tensor p_first, Tensor p_second"
 _SUMS = "Tensor sums_first, Tensor sums_second, Tensor sums_cross"
-_NORM = f"{_PRODUCTS}, Tensor scale, Tensor shift, bool relu"
+_NORM = f"{_PRODUCTS}, Tensor[] scale, Tensor[] shift, bool relu"
 SCHEMAS = {
     "masked_fuse": "(Tensor first, Tensor second, Tensor weight, int[2] stride, int[2] padding, int[2] dilation) -> "
     f"({_PRODUCTS}, {_SUMS})",
@@ -60,7 +60,7 @@ def fake_masked_fuse_grad(
 
 
 def fake_masked_fuse_norm(
-    p_first: Tensor, p_second: Tensor, scale: Tensor, shift: Tensor, relu: bool
+    p_first: Tensor, p_second: Tensor, scale: Sequence[Tensor], shift: Sequence[Tensor], relu: bool
 ) -> tuple[Tensor, ...]:
     return tuple(torch.empty_like(p_first) for _ in STATES)
 
@@ -71,13 +71,14 @@ def fake_masked_fuse_norm_backward(
     grad_second: Tensor | None,
     p_first: Tensor,
     p_second: Tensor,
-    scale: Tensor,
-    shift: Tensor,
+    scale: Sequence[Tensor],
+    shift: Sequence[Tensor],
     relu: bool,
 ) -> tuple[Tensor, ...]:
     used = (grad_both is not None or grad is not None for grad in (grad_first, grad_second))
     products = (torch.empty_like(p_first) if use else p_first.new_empty(0) for use in used)
-    return *products, torch.empty_like(scale), torch.empty_like(shift)
+    tables = (p_first.new_empty(3, p_first.shape[1], dtype=torch.float64) for _ in range(2))
+    return (*products, *tables)
 
 
 # ---- autograd: gradients that nobody asked for stay None, so that a masked branch costs its products nothing --------
@@ -128,18 +129,19 @@ def _wgrad(grad: Tensor, feature: Tensor, weight: Tensor, geometry: Sequence[Seq
 
 
 def setup_masked_fuse_norm(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, ctx.relu = inputs
-    ctx.save_for_backward(*tensors)
+    p_first, p_second, scale, shift, ctx.relu = inputs
+    ctx.save_for_backward(p_first, p_second, *scale, *shift)
     ctx.set_materialize_grads(False)
 
 
-def backward_masked_fuse_norm(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-    p_first, p_second, scale, shift = ctx.saved_tensors
+def backward_masked_fuse_norm(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+    p_first, p_second, *tables = ctx.saved_tensors
     given = [grad if grad is None else grad.contiguous() for grad in grads]
     backward = torch.ops.fastalter.masked_fuse_norm_backward
-    dp_first, dp_second, dscale, dshift = backward(*given, p_first, p_second, scale, shift, ctx.relu)
+    dp_first, dp_second, dscale, dshift = backward(*given, p_first, p_second, tables[:3], tables[3:], ctx.relu)
     products = [dp if dp.shape == p_first.shape else None for dp in (dp_first, dp_second)]
-    return *products, dscale, dshift, None
+    rows = [[None if grad is None else row for grad, row in zip(grads, d, strict=True)] for d in (dscale, dshift)]
+    return *products, *rows, None
 
 
 AUTOGRAD = {
@@ -178,11 +180,11 @@ def masked_fuse(
 
 
 def masked_fuse_norm(
-    p_first: Tensor, p_second: Tensor, scale: Tensor, shift: Tensor, relu: bool = True
+    p_first: Tensor, p_second: Tensor, scale: Sequence[Tensor], shift: Sequence[Tensor], relu: bool = True
 ) -> tuple[Tensor, Tensor, Tensor]:
     """scale_v*P_v + shift_v and its ReLU for the three mask states, the products read once.
 
-    Args: p_first, p_second [B, O, H, W] as `masked_fuse` returns them; scale, shift float64 [3, O], one row per state.
+    Args: p_first, p_second [B, O, H, W] as `masked_fuse` returns them; scale, shift: three float64 [O], one per state.
     Returns: both, first only, second only, each [B, O, H, W]. Differentiable; a state without a gradient costs nothing.
     Raises: ScoringError if shapes, dtypes or devices do not fit.
     """
@@ -190,11 +192,21 @@ def masked_fuse_norm(
     if p_first.dim() != 4 or p_first.shape != p_second.shape:
         shapes = f"{tuple(p_first.shape)} and {tuple(p_second.shape)}"
         raise ScoringError(f"masked_fuse_norm: the products are {shapes}, but must both be [B, O, H, W]")
-    for name, table in (("scale", scale), ("shift", shift)):
-        if table.shape != (3, p_first.shape[1]) or table.dtype != torch.float64 or table.device != p_first.device:
-            found = f"{tuple(table.shape)} {table.dtype} on {table.device}"
-            wanted = f"({3}, {p_first.shape[1]}) torch.float64 on {p_first.device}"
-            raise ScoringError(f"masked_fuse_norm: {name} is {found}, but must be {wanted}")
+    rows = [_rows("scale", scale, p_first), _rows("shift", shift, p_first)]
     run = backends.implementation("masked_fuse_norm", p_first.device)
-    both, first, second = run(p_first.contiguous(), p_second.contiguous(), scale.contiguous(), shift.contiguous(), relu)
+    both, first, second = run(p_first.contiguous(), p_second.contiguous(), *rows, relu)
     return both, first, second
+
+
+def _rows(name: str, table: Sequence[Tensor], products: Tensor) -> list[Tensor]:
+    """The three rows, contiguous; each keeps a graph of its own, so that a state without a gradient stays without."""
+    rows, channels = list(table), products.shape[1]
+    for row in rows:
+        if row.shape != (channels,) or row.dtype != torch.float64 or row.device != products.device:
+            found, wanted = f"{tuple(row.shape)} {row.dtype} on {row.device}", f"({channels},) torch.float64"
+            raise ScoringError(
+                f"masked_fuse_norm: a row of {name} is {found}, but must be {wanted} beside the products"
+            )
+    if len(rows) != len(STATES):
+        raise ScoringError(f"masked_fuse_norm: {name} has {len(rows)} rows, but there are 3 mask states")
+    return [row.contiguous() for row in rows]

@@ -51,7 +51,7 @@ def masked_fuse_grad(
 
 
 def masked_fuse_norm(
-    p_first: Tensor, p_second: Tensor, scale: Tensor, shift: Tensor, relu: bool
+    p_first: Tensor, p_second: Tensor, scale: Sequence[Tensor], shift: Sequence[Tensor], relu: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """scale_v*P_v + shift_v and, if asked for, its ReLU, for the states both, first only, second only."""
     a, b = (p if p.dtype == torch.float64 else p.float() for p in (p_first, p_second))
@@ -66,8 +66,8 @@ def masked_fuse_norm_backward(
     grad_second: Tensor | None,
     p_first: Tensor,
     p_second: Tensor,
-    scale: Tensor,
-    shift: Tensor,
+    scale: Sequence[Tensor],
+    shift: Sequence[Tensor],
     relu: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(dP_first, dP_second, dscale [3, O], dshift [3, O]); a state without gradient counts as 0.
@@ -77,7 +77,7 @@ def masked_fuse_norm_backward(
     a, b = (p if p.dtype == torch.float64 else p.float() for p in (p_first, p_second))
     every = [0, *range(2, a.dim())]
     of_first, of_second = torch.zeros_like(a), torch.zeros_like(b)
-    dscale, dshift = torch.zeros_like(scale), torch.zeros_like(shift)
+    dscale, dshift = (a.new_zeros(3, a.shape[1], dtype=torch.float64) for _ in range(2))
     for v, (grad, p) in enumerate(((grad_both, a + b), (grad_first, a), (grad_second, b))):
         if grad is None:
             continue
