@@ -3,7 +3,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help install score test test-all lint bench tiny-checkpoint pictures clean
+.PHONY: help install score test test-all lint bench kernels tiny-checkpoint pictures clean
 
 PYTHON ?= python3.11
 VENV ?= .venv
@@ -11,6 +11,8 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --no-input --disable-pip-version-check --quiet
 # FASTALTER_STRICT turns a skipped test into a failure, unless its reason is that no ground truth was given.
 PYTEST := FASTALTER_STRICT=1 $(PY) -m pytest
+# Triton's interpreter and its compiler break each other in one process: its kernels have a run of their own.
+INTERPRETED := TRITON_INTERPRET=1 $(PYTEST) tests/kernels/interpreted
 CSRC := $(shell find csrc -type f)
 
 help:  ## list the targets
@@ -25,10 +27,11 @@ score: install  ## score the embedded checkpoint on synthetic samples, artifacts
 
 test: install  ## what a change can break; minutes
 	$(PYTEST) -m "not slow" --benchmark-disable tests bench
+	$(INTERPRETED) -m "not slow"
 
-test-all: install  ## everything, full-size models included; writes docs/test-all.txt
-	$(PYTEST) --benchmark-disable tests bench | tee $(VENV)/test-all.log
-	{ printf '%s, commit %s\n' "$$(date -u +%F)" "$$(git rev-parse --short HEAD)"; tail -n 1 $(VENV)/test-all.log; } > docs/test-all.txt
+test-all: install  ## everything: sanitizers, every architecture, full-size models; writes docs/test-all.txt
+	{ $(PYTEST) --benchmark-disable tests bench && $(INTERPRETED); } | tee $(VENV)/test-all.log
+	{ printf '%s, commit %s\n' "$$(date -u +%F)" "$$(git rev-parse --short HEAD)"; grep -E '^=*.* (passed|failed).* in ' $(VENV)/test-all.log; } > docs/test-all.txt
 
 lint: install  ## ruff, mypy, clang-format and the layering rules
 	$(PY) -m ruff check .
@@ -37,9 +40,14 @@ lint: install  ## ruff, mypy, clang-format and the layering rules
 	$(VENV)/bin/clang-format --dry-run -Werror $(filter %.h %.hpp %.cpp %.cu %.cuh,$(CSRC))
 	$(PYTEST) -q tests/test_layering.py
 
-bench: install  ## time the ops and the bulk arithmetic on 40 M parameters
-	$(PY) -m pytest --benchmark-only bench
+bench: install  ## time every op beside its reference and its peers, then the whole jobs they serve
+	$(PY) -m bench.table
 	$(PY) -m bench.bulk
+	$(PY) -m bench.fuse
+	$(PY) -m bench.compaction
+
+kernels: install  ## compile every GPU kernel for every architecture and write docs/kernels.md
+	$(PY) -m bench.static
 
 tiny-checkpoint: install  ## make the embedded checkpoint anew: data, three trainings, evaluation; about an hour
 	$(PY) -m recipes.tiny_checkpoint

@@ -1,9 +1,10 @@
-"""Hooks for every test: the GPU, and what may be skipped."""
+"""Hooks for every test: the GPU, Triton's interpreter, and what may be skipped."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,14 @@ import torch
 from tests.ground_truth import VARIABLE
 
 _deselected_for_gpu = pytest.StashKey[int]()
+INTERPRETED = Path(__file__).parent / "kernels" / "interpreted"
+INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """Triton's interpreter and its compiler break each other in one process: each has a run of its own."""
+    inside = collection_path.is_relative_to(INTERPRETED)
+    return True if collection_path.suffix == ".py" and inside != INTERPRETING else None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -23,6 +32,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    if not INTERPRETING:
+        run = f"TRITON_INTERPRET=1 pytest {INTERPRETED.relative_to(config.rootpath)}"
+        terminalreporter.write_line(f"Triton's kernels under the interpreter are a run of their own: {run}")
     count = config.stash.get(_deselected_for_gpu, 0)
     if count:
         terminalreporter.write_line(f"{count} gpu tests deselected: torch sees no CUDA device here")
