@@ -9,7 +9,6 @@ Both answer two questions with gradients by parameter name:
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from typing import Any, Protocol
 
 import torch
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from fastalter.altermoma.clock import Clock
 from fastalter.errors import ScoringError
 from fastalter.fusion.adapt import FusionModel
+from fastalter.fusion.fuse_block import BrokenBlock
 from fastalter.fusion.split_conv import SplitConv
 from fastalter.fusion.stubs import Outputs, branch_outputs, branch_zeros, recorded, replayed
 from fastalter.fusion.tree import tensors
@@ -87,16 +87,21 @@ class SharedPasses:
         self._zeros: dict[int, dict[str, Outputs]] = {}
 
     def at_theta_init(self, index: int, batch: Any) -> Iterator[tuple[Stage, Gradients]]:
-        with ExitStack() as stack:
-            record = stack.enter_context(recorded(self.fusion))
-            stack.enter_context(self._split.recording(record))
-            loss = self._backward.loss(index, batch, None)
+        try:
+            record, loss = self._record(index, batch)
+        except BrokenBlock:  # only ever in the first pass
+            record, loss = self._record(index, batch)
         self._zeros[index] = {branch: branch_zeros(self.fusion, record, branch) for branch in self.fusion.branches}
         yield None, self._backward.gradients(loss, self._backward.names(None), retain_graph=True)
         del loss  # the fusion part's graph goes; the backbones' stay, held by the record
         for branch in self.fusion.branches:
             yield branch, self._masked_replay(record, branch, index, batch)
         self._split.forget()
+
+    def _record(self, index: int, batch: Any) -> tuple[Outputs, Tensor]:
+        """One pass with nothing masked: what every branch returned, and the loss."""
+        with recorded(self.fusion) as record, self._split.recording(record):
+            return record, self._backward.loss(index, batch, None)
 
     def masked(self, branch: str, index: int, batch: Any) -> Gradients:
         with replayed(self.fusion, self._zeros[index][branch]), self._split.masked(branch, reuse=False):

@@ -1,6 +1,8 @@
 """Convolution over two concatenated features for all modality masks at once: schemas, fakes, wrappers.
 
 Mask states, everywhere in this order: both features, the first only, the second only. What is per channel is float64.
+Where the second feature is None (that branch is masked and its product is not wanted), only the state "first" is there;
+the results that belong to the second feature are empty, [0].
 """
 
 from __future__ import annotations
@@ -18,13 +20,14 @@ from fastalter.ops.masked import conv_size
 
 STATES = ("both", "first", "second")
 _PRODUCTS = "Tensor p_first, Tensor p_second"
+_GIVEN = "Tensor p_first, Tensor? p_second"
 _SUMS = "Tensor sums_first, Tensor sums_second, Tensor sums_cross"
-_NORM = f"{_PRODUCTS}, Tensor[] scale, Tensor[] shift, bool relu"
+_NORM = f"{_GIVEN}, Tensor[] scale, Tensor[] shift, bool relu"
 SCHEMAS = {
-    "masked_fuse": "(Tensor first, Tensor second, Tensor weight, int[2] stride, int[2] padding, int[2] dilation) -> "
+    "masked_fuse": "(Tensor first, Tensor? second, Tensor weight, int[2] stride, int[2] padding, int[2] dilation) -> "
     f"({_PRODUCTS}, {_SUMS})",
-    "masked_fuse_sums": f"({_PRODUCTS}) -> ({_SUMS})",
-    "masked_fuse_grad": "(Tensor? grad, Tensor? grad_sums, Tensor? grad_cross, Tensor p, Tensor other) -> Tensor",
+    "masked_fuse_sums": f"({_GIVEN}) -> ({_SUMS})",
+    "masked_fuse_grad": "(Tensor? grad, Tensor? grad_sums, Tensor? grad_cross, Tensor p, Tensor? other) -> Tensor",
     "masked_fuse_norm": f"({_NORM}) -> (Tensor both, Tensor first, Tensor second)",
     "masked_fuse_norm_backward": "(Tensor? grad_both, Tensor? grad_first, Tensor? grad_second, "
     f"{_NORM}) -> (Tensor dp_first, Tensor dp_second, Tensor dscale, Tensor dshift)",
@@ -36,33 +39,36 @@ SCHEMAS = {
 
 def fake_masked_fuse(
     first: Tensor,
-    second: Tensor,
+    second: Tensor | None,
     weight: Tensor,
     stride: Sequence[int],
     padding: Sequence[int],
     dilation: Sequence[int],
 ) -> tuple[Tensor, ...]:
     size = conv_size(first.shape[2:], weight.shape[2:], stride, padding, dilation)
-    products = [first.new_empty(first.shape[0], weight.shape[0], *size) for _ in range(2)]
-    return *products, *fake_masked_fuse_sums(*products)
+    p_first = first.new_empty(first.shape[0], weight.shape[0], *size)
+    p_second = None if second is None else torch.empty_like(p_first)
+    sums = fake_masked_fuse_sums(p_first, p_second)
+    return p_first, first.new_empty(0) if p_second is None else p_second, *sums
 
 
-def fake_masked_fuse_sums(p_first: Tensor, p_second: Tensor) -> tuple[Tensor, ...]:
-    channels = p_first.shape[1]
-    sums = [p_first.new_empty(2, channels, dtype=torch.float64) for _ in range(2)]
-    return *sums, p_first.new_empty(channels, dtype=torch.float64)
+def fake_masked_fuse_sums(p_first: Tensor, p_second: Tensor | None) -> tuple[Tensor, ...]:
+    of_one, of_both = (2, p_first.shape[1]), (p_first.shape[1],)
+    shapes: tuple[tuple[int, ...], ...] = (of_one, (0,), (0,)) if p_second is None else (of_one, of_one, of_both)
+    return tuple(p_first.new_empty(shape, dtype=torch.float64) for shape in shapes)
 
 
 def fake_masked_fuse_grad(
-    grad: Tensor | None, grad_sums: Tensor | None, grad_cross: Tensor | None, p: Tensor, other: Tensor
+    grad: Tensor | None, grad_sums: Tensor | None, grad_cross: Tensor | None, p: Tensor, other: Tensor | None
 ) -> Tensor:
     return torch.empty_like(p)
 
 
 def fake_masked_fuse_norm(
-    p_first: Tensor, p_second: Tensor, scale: Sequence[Tensor], shift: Sequence[Tensor], relu: bool
+    p_first: Tensor, p_second: Tensor | None, scale: Sequence[Tensor], shift: Sequence[Tensor], relu: bool
 ) -> tuple[Tensor, ...]:
-    return tuple(torch.empty_like(p_first) for _ in STATES)
+    there = [p_second is not None or state == "first" for state in STATES]
+    return tuple(torch.empty_like(p_first) if use else p_first.new_empty(0) for use in there)
 
 
 def fake_masked_fuse_norm_backward(
@@ -70,12 +76,13 @@ def fake_masked_fuse_norm_backward(
     grad_first: Tensor | None,
     grad_second: Tensor | None,
     p_first: Tensor,
-    p_second: Tensor,
+    p_second: Tensor | None,
     scale: Sequence[Tensor],
     shift: Sequence[Tensor],
     relu: bool,
 ) -> tuple[Tensor, ...]:
-    used = (grad_both is not None or grad is not None for grad in (grad_first, grad_second))
+    given = (grad_both is not None or grad is not None for grad in (grad_first, grad_second))
+    used = (p is not None and use for p, use in zip((p_first, p_second), given, strict=True))
     products = (torch.empty_like(p_first) if use else p_first.new_empty(0) for use in used)
     tables = (p_first.new_empty(3, p_first.shape[1], dtype=torch.float64) for _ in range(2))
     return (*products, *tables)
@@ -100,13 +107,15 @@ def backward_masked_fuse(
 ) -> tuple[Tensor | None, ...]:
     first, second, weight, p_first, p_second = ctx.saved_tensors
     needs, width = ctx.needs_input_grad, first.shape[1]
+    if second is None:
+        grad_cross = p_second = None
     inputs: list[Tensor | None] = []
     grad_weight = torch.zeros_like(weight) if needs[2] else None
     for feature, channels, need, grads, p, other in (
         (first, slice(0, width), needs[0], (grad_first, grad_sums_first), p_first, p_second),
         (second, slice(width, None), needs[1], (grad_second, grad_sums_second), p_second, p_first),
     ):
-        if grads == (None, None) and grad_cross is None:
+        if feature is None or (grads == (None, None) and grad_cross is None):
             inputs.append(None)
             continue
         of_p = torch.ops.fastalter.masked_fuse_grad(*grads, grad_cross, p, other)
@@ -136,6 +145,8 @@ def setup_masked_fuse_norm(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tens
 
 def backward_masked_fuse_norm(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
     p_first, p_second, *tables = ctx.saved_tensors
+    there = [p_second is not None or state == "first" for state in STATES]
+    grads = tuple(grad if use else None for grad, use in zip(grads, there, strict=True))
     given = [grad if grad is None else grad.contiguous() for grad in grads]
     backward = torch.ops.fastalter.masked_fuse_norm_backward
     dp_first, dp_second, dscale, dshift = backward(*given, p_first, p_second, tables[:3], tables[3:], ctx.relu)
@@ -155,7 +166,7 @@ AUTOGRAD = {
 
 def masked_fuse(
     first: Tensor,
-    second: Tensor,
+    second: Tensor | None,
     weight: Tensor,
     stride: Sequence[int] = (1, 1),
     padding: Sequence[int] = (0, 0),
@@ -163,16 +174,17 @@ def masked_fuse(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """conv2d(cat(first, second), weight) taken apart, with the sums that batch norm needs in every mask state.
 
-    Args: first [B, C1, H, W], second [B, C2, H, W], weight [O, C1 + C2, kh, kw], of one floating dtype.
+    Args: first [B, C1, H, W], second [B, C2, H, W] or None, weight [O, C1 + C2, kh, kw], of one floating dtype.
     Returns: P_first, P_second [B, O, H', W'], the convolutions of each feature alone; float64 sums_first and
     sums_second [2, O], sum P and sum P^2 over batch and places; sums_cross [O], sum P_first*P_second. All of it is
     differentiable.
     Raises: ScoringError if shapes, dtypes or devices do not fit.
     """
     check_same("masked_fuse", {"first": first, "second": second, "weight": weight}, ScoringError)
-    fits = first.dim() == second.dim() == weight.dim() == 4 and first.shape[1] + second.shape[1] == weight.shape[1]
-    if not fits or first.shape[0] != second.shape[0] or first.shape[2:] != second.shape[2:]:
-        shapes = f"first {tuple(first.shape)}, second {tuple(second.shape)} and weight {tuple(weight.shape)}"
+    other = first[:, :0] if second is None else second
+    fits = first.dim() == other.dim() == weight.dim() == 4 and first.shape[1] + other.shape[1] == weight.shape[1]
+    if not fits or first.shape[0] != other.shape[0] or first.shape[2:] != other.shape[2:]:
+        shapes = f"first {tuple(first.shape)}, second {tuple(other.shape)} and weight {tuple(weight.shape)}"
         raise ScoringError(f"masked_fuse: {shapes} do not fit: pass [B, C1, H, W], [B, C2, H, W], [O, C1 + C2, kh, kw]")
     run = backends.implementation("masked_fuse", first.device)
     p_first, p_second, *sums = run(first, second, weight, list(stride), list(padding), list(dilation))
@@ -180,7 +192,7 @@ def masked_fuse(
 
 
 def masked_fuse_norm(
-    p_first: Tensor, p_second: Tensor, scale: Sequence[Tensor], shift: Sequence[Tensor], relu: bool = True
+    p_first: Tensor, p_second: Tensor | None, scale: Sequence[Tensor], shift: Sequence[Tensor], relu: bool = True
 ) -> tuple[Tensor, Tensor, Tensor]:
     """scale_v*P_v + shift_v and its ReLU for the three mask states, the products read once.
 
@@ -189,12 +201,13 @@ def masked_fuse_norm(
     Raises: ScoringError if shapes, dtypes or devices do not fit.
     """
     check_same("masked_fuse_norm", {"p_first": p_first, "p_second": p_second}, ScoringError)
-    if p_first.dim() != 4 or p_first.shape != p_second.shape:
-        shapes = f"{tuple(p_first.shape)} and {tuple(p_second.shape)}"
+    if p_first.dim() != 4 or (p_second is not None and p_first.shape != p_second.shape):
+        shapes = f"{tuple(p_first.shape)} and {None if p_second is None else tuple(p_second.shape)}"
         raise ScoringError(f"masked_fuse_norm: the products are {shapes}, but must both be [B, O, H, W]")
     rows = [_rows("scale", scale, p_first), _rows("shift", shift, p_first)]
     run = backends.implementation("masked_fuse_norm", p_first.device)
-    both, first, second = run(p_first.contiguous(), p_second.contiguous(), *rows, relu)
+    second_there = None if p_second is None else p_second.contiguous()
+    both, first, second = run(p_first.contiguous(), second_there, *rows, relu)
     return both, first, second
 
 

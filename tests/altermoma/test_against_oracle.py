@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import fastalter
+from fastalter import ops
 from fastalter.fusion import adapt, find_weights
 from tests.altermoma.nets import (
     SENSORS2,
@@ -149,24 +150,39 @@ def test_two_runs_are_bitwise_equal() -> None:
     assert torch.equal(case.score().flat, case.score().flat)
 
 
-def test_the_fuser_convolution_is_split(monkeypatch: pytest.MonkeyPatch) -> None:
+def spy_on_the_fuser(monkeypatch: pytest.MonkeyPatch, net: SmallFusion) -> list[tuple[int, ...]]:
+    """Channels of every feature that the fuser's convolution is given, call by call."""
+    seen: list[tuple[int, ...]] = []
+    forward, fuse = nn.Conv2d._conv_forward, ops.masked_fuse
+
+    def conv(self: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if self is net.fuser[0]:
+            seen.append((x.shape[1],))
+        return forward(self, x, weight, bias)
+
+    def masked_fuse(first: Tensor, second: Tensor | None, *rest: Any) -> Any:
+        seen.append((first.shape[1],) if second is None else (first.shape[1], second.shape[1]))
+        return fuse(first, second, *rest)
+
+    monkeypatch.setattr(nn.Conv2d, "_conv_forward", conv)
+    monkeypatch.setattr(ops, "masked_fuse", masked_fuse)
+    return seen
+
+
+@pytest.mark.parametrize("with_block", [True, False], ids=["block", "products"])
+def test_the_fuser_convolution_is_split(monkeypatch: pytest.MonkeyPatch, with_block: bool) -> None:
     """Without its declaration the same scores come from the whole convolution; with it, no call sees all channels."""
     net = seeded(SmallFusion)
-    widths: list[int] = []
-    original = nn.Conv2d._conv_forward
-
-    def spy(self: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if self is net.fuser[0]:  # type: ignore[index]
-            widths.append(x.shape[1])
-        return original(self, x, weight, bias)
-
-    monkeypatch.setattr(nn.Conv2d, "_conv_forward", spy)
+    seen = spy_on_the_fuser(monkeypatch, net)
+    if not with_block:
+        net.fuser[1].register_forward_hook(lambda *_: None)  # what is hooked must run
     run = {"reactivation": fastalter.Reactivation(B, LR), "progress": False}
     split = fastalter.score_model(net, small_batches(3), **run)
-    # Camera products: 3 at the start, B - 1 + 3 while the LiDAR is masked. LiDAR likewise. Never 9 = 4 + 5 channels.
-    assert sorted(widths) == [4] * (3 + B - 1 + 3) + [5] * (3 + B - 1 + 3)
+    # 3 batches at the start; B - 1 steps and 3 batches while the LiDAR is masked, and again while the camera is.
+    start = [(4, 5)] * 3 if with_block else [(4,), (5,)] * 3
+    assert sorted(seen) == sorted(start + [(4,), (5,)] * (B - 1 + 3))
     net.concat_conv = None  # type: ignore[assignment]
-    widths.clear()
+    seen.clear()
     whole = fastalter.score_model(net, small_batches(3), **run)
-    assert set(widths) == {9}
+    assert set(seen) == {(9,)}
     assert torch.allclose(split.flat, whole.flat, rtol=0, atol=1e-12 * float(whole.flat.abs().max()))
