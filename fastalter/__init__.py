@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from fastalter.altermoma import Reactivation
     from fastalter.criteria import Scores
     from fastalter.errors import FastalterError
-    from fastalter.masks import Mask
+    from fastalter.masks import Mask, masked
     from fastalter.scoring import score_model
 
 _HOME = {
@@ -22,11 +22,12 @@ _HOME = {
     "Mask": "fastalter.masks",
     "Reactivation": "fastalter.altermoma",
     "Scores": "fastalter.criteria",
+    "masked": "fastalter.masks",
     "score_model": "fastalter.scoring",
 }
 _MODULES = ("checkpoint", "criteria", "data", "fusion", "masks", "models", "ops", "tasks")
 
-__all__ = ["FastalterError", "Mask", "Reactivation", "Scores", "__version__", "score_model"]
+__all__ = ["FastalterError", "Mask", "Reactivation", "Scores", "__version__", "masked", "score_model"]
 
 
 def __getattr__(name: str) -> Any:
