@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastalter
 from fastalter.errors import ScoringError
-from fastalter.fusion.fuse_block import BrokenBlock, FuseBlock, Relay, block_at
+from fastalter.fusion.fuse_block import BrokenBlock, FuseBlock, Relay, batch_norm_row, block_at
 from tests.altermoma.nets import SmallFusion, seeded, small_batches
 
 WIDTHS = (3, 5)
@@ -83,6 +83,14 @@ def test_one_state_is_bitwise_what_every_state_has(dtype: torch.dtype) -> None:
         assert torch.equal(alone, ours)
         for g, h in zip(gradients(alone, model, [feature]), gradients(ours, model, [feature]), strict=True):
             assert torch.equal(g, h)
+
+
+def test_a_variance_that_rounding_takes_below_zero_counts_as_zero() -> None:
+    norm = nn.BatchNorm2d(1).double()
+    large = torch.tensor([3e7], dtype=torch.float64)
+    below = torch.nextafter(large * large, torch.zeros(1, dtype=torch.float64))  # sum P^2 of one place, one ulp short
+    scale, _ = batch_norm_row(norm, large, below, 1)
+    assert float(scale) == pytest.approx(norm.eps**-0.5)
 
 
 class Calls(TorchDispatchMode):
