@@ -34,9 +34,10 @@ class Specialisation:
     signature  argument -> triton type ("*bf16", "i64", "constexpr")
     constants  values of the constexpr arguments
     divisible  arguments (pointers, sizes) that the launcher guarantees to be multiples of 16
-    minimum    bytes per element of the op's algorithm that must move at the least, passes counted; None for matrix kernels
+    minimum    bytes per element that the op's algorithm must move, passes counted; None for matrix kernels
     moved      bytes per element that this kernel moves
     in_flight  bytes a thread has requested at once, for Little's law
+    options    further options that the launcher passes to the compiler, e.g. {"enable_fp_fusion": False}
     """
 
     op: str
@@ -52,3 +53,4 @@ class Specialisation:
     moved: float | None = None
     in_flight: int | None = None
     archs: tuple[int, ...] = field(default=ARCHS)
+    options: Mapping[str, Any] = field(default_factory=dict)
