@@ -81,8 +81,12 @@ class PlatformWheel(bdist_wheel):
 LIBRARIES = ["libfastalter_cpu", *(["libfastalter_cuda"] if NVCC else [])]
 
 setup(
-    packages=[*find_packages(include=["fastalter", "fastalter.*"]), "fastalter.triton_kernels"],
-    package_dir={"fastalter.triton_kernels": "triton_kernels"},
+    packages=[
+        *find_packages(include=["fastalter", "fastalter.*"]),
+        "fastalter.triton_kernels",
+        "fastalter.ops.include",
+    ],
+    package_dir={"fastalter.triton_kernels": "triton_kernels", "fastalter.ops.include": "csrc/include"},
     ext_modules=[Extension(f"fastalter.ops.{library}", sources=[]) for library in LIBRARIES],
     cmdclass={"build_ext": CMakeBuild, "bdist_wheel": PlatformWheel},
 )
