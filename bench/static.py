@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from fastalter.triton_kernels import budget, specialisations
 from rich.console import Console
 from rich.progress import track
 
 from bench.bulk import provenance
 from bench.occupancy import LATENCY, SM, memory_share, resident_blocks
+from fastalter.triton_kernels import budget, specialisations
 from tests.kernels import cuda_tools
 from tests.kernels.compiled import aot
 

@@ -28,8 +28,8 @@ SCORING = ("indicator_sums", "alter_score", "kth_value", "make_mask", "apply_mas
 FUSING = ("masked_fuse", "masked_fuse_sums", "masked_fuse_grad", "masked_fuse_norm", "masked_fuse_norm_backward")
 LAYERS = tuple(f"masked_{layer}{part}" for layer in ("linear", "conv2d") for part in ("", "_dgrad", "_wgrad"))
 COMPACTION = ("compact_channels", "pack_sparse", "unpack_sparse", "compress_nm")
-CPP = ("indicator_sums", "alter_score", "kth_value", "make_mask", "apply_mask", "masked_fuse")
-CUDA = ("apply_mask",)
+CPP = SCORING + FUSING + COMPACTION
+CUDA = ("apply_mask", *COMPACTION)
 OPS = SCORING + FUSING + LAYERS + COMPACTION
 
 

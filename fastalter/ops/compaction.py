@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -62,24 +63,32 @@ def compact_channels(weights: Sequence[Tensor], kept: Sequence[Mapping[int, Tens
     """
     if len(weights) != len(kept):
         raise MaskError(f"compact_channels: {len(weights)} weights but {len(kept)} sets of kept channels")
+    if not weights:
+        return []
+    nothing = torch.empty(0, dtype=torch.int64, device=weights[0].device)
     indices: list[Tensor] = []
     dims: list[int] = []
     for t, (weight, of_weight) in enumerate(zip(weights, kept, strict=True)):
-        found = sorted((_dim_of(t, weight, dim), index) for dim, index in of_weight.items()) if of_weight else []
-        if len(found) > 2 or len({dim for dim, _ in found}) < len(found):
+        found = {_dim_of(t, weight, dim): index for dim, index in of_weight.items()}
+        if not len(found) == len(of_weight) <= 2:
             raise MaskError(
                 f"compact_channels: kept[{t}] names dims {list(of_weight)}: give at most two different ones"
             )
-        for dim, index in found:
-            _check_index(t, weight, dim, index)
-        nothing = torch.empty(0, dtype=torch.int64, device=weight.device)
-        found += [(-1, nothing)] * (2 - len(found))
-        indices += [index.contiguous() for _, index in found]
-        dims += [dim for dim, _ in found]
-    if not weights:
-        return []
-    dense = [weight.detach().contiguous() for weight in weights]
-    compacted: list[Tensor] = backends.implementation("compact_channels", weights[0].device)(dense, indices, dims)
+        for dim in sorted(found):
+            _check_index(t, weight, dim, found[dim])
+            indices.append(found[dim].contiguous())
+            dims.append(dim)
+        indices += [nothing] * (2 - len(found))
+        dims += [-1] * (2 - len(found))
+    device = weights[0].device
+    if backends.serving("compact_channels", device.type).name != "cpp":  # which looks for itself, at no cost
+        _check_range(weights, indices, dims)
+    try:
+        with torch.no_grad():
+            run = backends.implementation("compact_channels", device)
+            compacted: list[Tensor] = run([weight.contiguous() for weight in weights], indices, dims)
+    except RuntimeError as error:
+        raise MaskError(str(error).splitlines()[0]) from error
     return compacted
 
 
@@ -93,8 +102,19 @@ def _check_index(t: int, weight: Tensor, dim: int, index: Tensor) -> None:
     if index.dtype != torch.int64 or index.dim() != 1 or index.device != weight.device:
         found = f"{index.dim()}-dim {index.dtype} on {index.device}"
         raise MaskError(f"compact_channels: kept[{t}][{dim}] is {found}, but must be 1-dim int64 on {weight.device}")
-    if index.numel() and not (0 <= int(index.min()) and int(index.max()) < weight.shape[dim]):
-        raise MaskError(f"compact_channels: kept[{t}][{dim}] holds an index outside 0..{weight.shape[dim] - 1}")
+
+
+def _check_range(weights: Sequence[Tensor], indices: Sequence[Tensor], dims: Sequence[int]) -> None:
+    """All indices at once: one look at the device, however many tensors there are."""
+    limits = [0 if dim < 0 else weights[i // 2].shape[dim] for i, dim in enumerate(dims)]
+    lengths = [index.shape[0] for index in indices]
+    together = torch.cat(list(indices))
+    limit = torch.repeat_interleave(torch.tensor(limits), torch.tensor(lengths)).to(together.device)
+    outside = (together < 0) | (together >= limit)
+    if bool(outside.any()):
+        first = int(outside.nonzero()[0])
+        i = next(i for i, end in enumerate(itertools.accumulate(lengths)) if first < end)
+        raise MaskError(f"compact_channels: kept[{i // 2}][{dims[i]}] holds an index outside 0..{limits[i] - 1}")
 
 
 def pack_sparse(dense: Tensor) -> tuple[Tensor, Tensor]:

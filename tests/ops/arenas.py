@@ -7,12 +7,16 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tests.ops.tolerances import SMALLEST
+
 # Around the words (32, 64), the parts (512) and the blocks (4096) of the kernels.
 EDGES = (0, 1, 2, 31, 32, 33, 63, 64, 65, 511, 512, 513, 4095, 4096, 4097, 3 * 4096 + 17)
 KINDS = ("normal", "ties", "equal", "zeros", "signs", "denormal", "infinite", "wide")
 
 sizes = st.one_of(st.sampled_from(EDGES), st.integers(1, 9000))
 dtypes = st.sampled_from([torch.float32, torch.float64])
+all_dtypes = st.sampled_from([torch.float32, torch.float64, torch.float16, torch.bfloat16])
+low_dtypes = st.sampled_from([torch.float16, torch.bfloat16])
 kinds = st.sampled_from(KINDS)
 seeds = st.integers(0, 2**32 - 1)
 
@@ -27,7 +31,7 @@ def make(kind: str, size: int, dtype: torch.dtype, seed: int) -> Tensor:
         "equal": lambda: np.full(size, normal[0] if size else 0.0),
         "zeros": lambda: np.where(random.random(size) < 0.9, 0.0, normal),
         "signs": lambda: random.choice([-0.0, 0.0, 1.0, -1.0], size),
-        "denormal": lambda: random.integers(-5, 6, size) * (1e-45 if dtype == torch.float32 else 5e-324),
+        "denormal": lambda: random.integers(-5, 6, size) * SMALLEST[dtype],
         "infinite": lambda: random.choice([-np.inf, np.inf, 0.0, -0.0, 1.5, np.finfo(np.float32).max], size),
         "wide": lambda: normal * 10.0 ** random.integers(-37, 38, size),
     }
@@ -36,7 +40,7 @@ def make(kind: str, size: int, dtype: torch.dtype, seed: int) -> Tensor:
 
 def bits(tensor: Tensor) -> Tensor:
     """The bit patterns, for comparisons that know -0 from +0."""
-    return tensor.view(torch.int32 if tensor.dtype == torch.float32 else torch.int64)
+    return tensor.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()])
 
 
 def gradients(size: int, stages: int, dtype: torch.dtype, seed: int) -> tuple[Tensor, list[Tensor], list[Tensor]]:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastalter import ops
-from tests.ops.arenas import bits, dtypes, kinds, make, seeds, sizes
+from tests.ops.arenas import all_dtypes, bits, kinds, make, seeds, sizes
 
 
 def random_mask(size: int, seed: int) -> tuple[torch.Tensor, np.ndarray]:
@@ -21,7 +21,7 @@ def random_mask(size: int, seed: int) -> tuple[torch.Tensor, np.ndarray]:
 
 
 @settings(max_examples=100, deadline=None)
-@given(kind=kinds, size=sizes, offset=st.integers(0, 130), dtype=dtypes, seed=seeds)
+@given(kind=kinds, size=sizes, offset=st.integers(0, 130), dtype=all_dtypes, seed=seeds)
 def test_dropped_elements_become_zero_and_the_others_keep_their_bits(
     backend: str, kind: str, size: int, offset: int, dtype: torch.dtype, seed: int
 ) -> None:
@@ -38,6 +38,8 @@ LAYOUTS = {
     "permuted": lambda: torch.randn(3, 4, 5, 6, 7).permute(4, 0, 2, 1, 3),
     "scalar": lambda: torch.randn(()),
     "one_by_one": lambda: torch.randn(8, 16, 1, 1).to(memory_format=torch.channels_last),
+    "half": lambda: torch.randn(9, 8, dtype=torch.float16).t(),
+    "bfloat": lambda: torch.randn(2, 3, 4, dtype=torch.bfloat16).permute(2, 0, 1),
     "double": lambda: torch.randn(9, 8, dtype=torch.float64).t(),
     "large": lambda: torch.randn(300, 400).t(),
 }
@@ -56,12 +58,13 @@ def test_bits_follow_row_major_order_in_any_layout(backend: str, layout: str) ->
 
 def test_many_tensors_in_one_call_leave_their_neighbours_alone(backend: str) -> None:
     storage = torch.ones(100_000)
-    parts = [storage[3:1000], storage[1001:90_000], storage[90_002:90_002]]
-    offsets = [0, 997, 5]
+    parts = [storage[3:1000], storage[1001:90_000], storage[90_002:90_002], torch.ones(200, dtype=torch.bfloat16)]
+    offsets = [0, 997, 5, 89_001]
     mask, kept = random_mask(89_996, 4)
     ops.apply_mask(parts, mask, offsets)
     assert torch.equal(parts[0], torch.from_numpy(kept[:997]).float())
     assert torch.equal(parts[1], torch.from_numpy(kept[997:89_996]).float())
+    assert torch.equal(parts[3], torch.from_numpy(kept[89_001:89_201]).bfloat16())
     assert storage[[0, 1, 2, 1000, 90_000, 90_001, 99_999]].all()
 
 

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from fastalter import ops
 from fastalter.ops import reference
-from tests.ops.arenas import bits, dtypes, gradients, kinds, make, seeds, sizes
+from tests.ops.arenas import bits, dtypes, gradients, kinds, low_dtypes, make, seeds, sizes
+from tests.ops.tolerances import UNIT, of_sum
 
 stages = st.integers(0, 3)
-EPS = {torch.float32: 2.0**-24, torch.float64: 2.0**-53}  # half a unit in the last place
 
 
 @settings(max_examples=60, deadline=None)
@@ -30,8 +30,7 @@ def test_sums_equal_an_exact_oracle(backend: str, size: int, count: int, dtype: 
     products = [t * g, *(t * (first - last) for first, last in zip(s, e, strict=True))]
     expected = [math.fsum(np.abs(product).astype(np.float64)) for product in products]
     assert sums.dtype == torch.float64
-    # n additions of positive numbers err by at most n half-ulps; blocks and lanes make it far less.
-    np.testing.assert_allclose(sums.numpy(), expected, rtol=max(1, size) * EPS[torch.float64], atol=0)
+    np.testing.assert_allclose(sums.numpy(), expected, rtol=of_sum(size), atol=0)
 
 
 def oracle_score(
@@ -61,7 +60,7 @@ def test_scores_equal_the_equations_in_float64(
     expected = oracle_score(theta, grad, start, end, weights)
     # About ten roundings of terms no larger than this.
     scale = 1 + np.abs(theta.numpy()).max(initial=0) * 8 * (1 + count) * (1 + count)
-    np.testing.assert_allclose(score.double().numpy(), expected, rtol=0, atol=20 * scale * EPS[dtype])
+    np.testing.assert_allclose(score.double().numpy(), expected, rtol=0, atol=20 * scale * UNIT[dtype])
     assert int(histogram.sum()) == size
 
 
@@ -83,6 +82,23 @@ def test_cpp_scores_equal_the_reference_bit_for_bit(
         assert torch.equal(found.isnan(), expected.isnan())
         found, expected = (torch.nan_to_num(x, nan=7.0, posinf=math.inf, neginf=-math.inf) for x in (found, expected))
         assert torch.equal(bits(found), bits(expected))
+
+
+@settings(max_examples=60, deadline=None)
+@given(kind=kinds, size=sizes, count=stages, dtype=dtypes, low=low_dtypes, seed=seeds)
+def test_theta_of_lower_precision_is_cast_up_as_it_is_read(
+    backend: str, kind: str, size: int, count: int, dtype: torch.dtype, low: torch.dtype, seed: int
+) -> None:
+    theta = make(kind, size, low, seed)
+    grad, start, end = gradients(size, count, dtype, seed)
+    scalars = (1.1, 0.9, 0.37, [0.21 + k for k in range(count)])
+    outputs = []
+    for weight in (theta, theta.to(dtype)):
+        score, histogram = torch.full_like(grad, math.nan), torch.zeros(ops.HISTOGRAM_BINS, dtype=torch.int64)
+        ops.alter_score(score, histogram, weight, grad, start, end, *scalars)
+        outputs.append((bits(score), histogram, ops.indicator_sums(weight, grad, start, end)))
+    for found, expected in zip(*outputs, strict=True):
+        assert torch.equal(torch.nan_to_num(found), torch.nan_to_num(expected))
 
 
 def test_slices_at_odd_offsets_are_written_exactly(backend: str) -> None:

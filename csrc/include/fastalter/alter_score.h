@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "key.h"
+#include "low_precision.h"
 #include "sweep.h"
 
 namespace fastalter {
@@ -36,20 +37,22 @@ struct ScoreWeights {
     const T* reri;  // [stages]
 };
 
-// score is overwritten; histogram [BINS] is added to; deci and reri, unless null, receive d and r.
-template <class T, class Workers>
-void alter_score(const Workers& workers, T* score, int64_t* histogram, const T* theta, const T* grad,
+// score is overwritten; histogram [BINS] is added to; deci and reri, unless null, receive d and r. theta may have a
+// lower precision than T.
+template <class S, class T, class Workers>
+void alter_score(const Workers& workers, T* score, int64_t* histogram, const S* theta, const T* grad,
                  const T* const* start, const T* const* end, int64_t stages, const ScoreWeights<T>& weights, T* deci,
                  T* reri, int64_t size) {
     constexpr int64_t PART = 512;  // elements; d, r and the score of a part live in the L1 cache
     Tally tally(workers.count);
     for_blocks(workers, size, [&](int64_t block, int64_t block_end, int worker) {
-        alignas(64) T d[PART], r[PART], s[PART];
+        alignas(64) T d[PART], r[PART], s[PART], room[PART];
         for (int64_t i = block; i < block_end; i += PART) {
             const int64_t n = std::min(PART, block_end - i);
-            weigh_product(d, weights.deci, theta + i, grad + i, n);
+            const T* weight = widened(theta + i, room, n);
+            weigh_product(d, weights.deci, weight, grad + i, n);
             std::fill_n(r, n, T(0));
-            for (int64_t k = 0; k < stages; ++k) add_change(r, weights.reri[k], theta + i, start[k] + i, end[k] + i, n);
+            for (int64_t k = 0; k < stages; ++k) add_change(r, weights.reri[k], weight, start[k] + i, end[k] + i, n);
             weigh_terms(s, weights.alpha, d, weights.beta, r, n);
             stream_out(score + i, s, n);
             if (deci) stream_out(deci + i, d, n);

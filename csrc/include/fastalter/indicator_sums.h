@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "low_precision.h"
 #include "sweep.h"
 
 namespace fastalter {
@@ -42,17 +43,19 @@ FASTALTER_SIMD double sum_abs_change(const T* theta, const T* start, const T* en
     return sum_of_lanes(lanes);
 }
 
-// sums: float64 [1 + stages]. start, end: one arena per stage.
-template <class T, class Workers>
-void indicator_sums(const Workers& workers, double* sums, const T* theta, const T* grad, const T* const* start,
+// sums: float64 [1 + stages]. start, end: one arena per stage. theta may have a lower precision than T.
+template <class S, class T, class Workers>
+void indicator_sums(const Workers& workers, double* sums, const S* theta, const T* grad, const T* const* start,
                     const T* const* end, int64_t stages, int64_t size) {
     const int64_t blocks = blocks_of(size);
     std::vector<double> partial((1 + stages) * blocks);
     for_blocks(workers, size, [&](int64_t i, int64_t stop, int) {
+        alignas(64) T room[BLOCK];
+        const T* weight = widened(theta + i, room, stop - i);
         double* of_block = partial.data() + i / BLOCK;
-        of_block[0] = sum_abs_product(theta + i, grad + i, stop - i);
+        of_block[0] = sum_abs_product(weight, grad + i, stop - i);
         for (int64_t s = 0; s < stages; ++s) {
-            of_block[(1 + s) * blocks] = sum_abs_change(theta + i, start[s] + i, end[s] + i, stop - i);
+            of_block[(1 + s) * blocks] = sum_abs_change(weight, start[s] + i, end[s] + i, stop - i);
         }
     });
     for (int64_t row = 0; row <= stages; ++row) {

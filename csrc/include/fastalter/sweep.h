@@ -40,6 +40,14 @@ void for_items(const Workers& workers, int64_t items, const Body& body) {
     });
 }
 
+// The same for items that differ in cost: dealt out in turn, so that every worker gets some of each kind.
+template <class Workers, class Body>
+void deal_items(const Workers& workers, int64_t items, const Body& body) {
+    workers.run([&](int worker) {
+        for (int64_t item = worker; item < items; item += workers.count) body(item, worker);
+    });
+}
+
 // Calls body(begin, end, worker) for every block [begin, end) of [0, size).
 template <class Workers, class Body>
 void for_blocks(const Workers& workers, int64_t size, const Body& body) {

@@ -40,6 +40,9 @@ def unpack_sparse(mask: Tensor, values: Tensor, size: int) -> Tensor:
     """The inverse of `pack_sparse`: values at the set bits in order, +0.0 elsewhere."""
     place = torch.arange(8, dtype=torch.uint8, device=mask.device)
     present = (mask.view(-1, 1) >> place & 1).view(-1)[:size].bool()
+    bits = int(present.count_nonzero())
+    if bits != values.numel():  # a single value would be broadcast
+        raise RuntimeError(f"unpack_sparse: the mask has {bits} bits set, but there are {values.numel()} values")
     dense = torch.zeros(size, dtype=values.dtype, device=values.device)
     dense[present] = values
     return dense
@@ -59,8 +62,9 @@ def compress_nm(dense: Tensor) -> tuple[Tensor, Tensor]:
     low = torch.where(m0, 0, torch.where(m1, 1, 2))
     high = torch.where(m0 & m1, 1, torch.where(m0 | m1, 2 + m3.long(), 3))
     index = (low // 2).unsqueeze(-1) if pairs else torch.stack([low, high], -1)
-    values = dense.view(rows, columns // group, group).gather(-1, index).view(rows, columns // 2)
-    quad = (low | high << 2).view(rows, -1, 4)
+    bits = dense.view(WORDS[dense.element_size()])  # a gather of bfloat16 on the CPU changes NaNs
+    values = bits.view(rows, columns // group, group).gather(-1, index).view(rows, columns // 2).view(dense.dtype)
+    quad = (low | high << 2).view(rows, columns // (4 * group), 4)
     words = quad[..., 0] | quad[..., 1] << 4 | quad[..., 2] << 8 | quad[..., 3] << 12
     return values, _interleave(words).to(torch.int16)
 
