@@ -60,8 +60,8 @@ SMALL = "small"  # what an unknown GPU is taken for: its tiles fit everywhere
 #               units want a depth of 64. BEVFusion's fuser (256 channels, 180 x 180 pixels, batch 1) is 508 tiles: 2.4
 #               waves of an A100's 216 blocks, 1.9 of an H100's 264.
 # fuse          two products a tile need the registers of one block an SM, so the stages are deeper where they fit.
-# linear        as conv, but the weight passes through registers, where its mask costs 6 to 8 instructions an element: on
-#               sm_90 and sm_100 256 columns share them. BLOCK_K is at most 64, a word of mask bits.
+# linear        as conv, but the weight passes through registers, where its mask costs 6 to 8 instructions an element:
+#               on sm_90 and sm_100 256 columns share them. BLOCK_K is at most 64, a word of mask bits.
 # linear_dgrad  the mask bits run along the rows: at most 64 of them.
 _A100, _H100 = Tile(128, 128, 32, 8, 4), Tile(128, 128, 64, 8, 3)
 _NARROW, _NARROW_DEEP = Tile(64, 128, 32, 4, 4), Tile(64, 128, 64, 4, 3)
@@ -311,8 +311,8 @@ def _wgrad_kernel(
     o_tap = (dy * W + dx) * C + o_n % C
     acc = zeros(BLOCK_M, BLOCK_N, x.dtype.element_ty)
     end = tl.minimum((i_s + 1) * chunk, PIXELS)
-    # [BLOCK_K] pixels, as digits: image (the offset of its first element), row, column. A step adds BLOCK_K to them with
-    # carries; dividing anew would be a third of the loop's instructions.
+    # [BLOCK_K] pixels, as digits: image (the offset of its first element), row, column. A step adds BLOCK_K to them
+    # with carries; dividing anew would be a third of the loop's instructions.
     o_k = i_s * chunk + tl.arange(0, BLOCK_K)
     OUT_H = OUT_PIXELS // OUT_W
     image = tl.cast(H, tl.int64) * W * C

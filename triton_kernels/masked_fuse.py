@@ -151,16 +151,26 @@ _BUDGETS: dict[str, gemm.Budgets] = {
         ("bf16", "hopper"): (176, 49152),
         ("bf16", "blackwell"): (168, 49168),
     },
+    "one": {
+        ("bf16", "ampere"): (128, 65536),
+        ("bf16", "small"): (128, 49152),
+        ("bf16", "hopper"): (120, 131072),
+        ("bf16", "blackwell"): (88, 131088),
+    },
 }
 
 
-def _forms(form: str, budgets: str, rows: int = 256) -> list[Specialisation]:
+def _forms(form: str, budgets: str, rows: int = 256, second: bool = True) -> list[Specialisation]:
     pointers = dict.fromkeys(("first", "second", "w_first", "w_second", "y_first", "y_second"))
     sizes = ("M", "N", "PIXELS", "C_FIRST", "C_SECOND", "K_FIRST", "K_SECOND")
     return gemm.matrix_forms(
-        "masked_fuse", form, _masked_fuse_kernel, "fuse", {**pointers, "partials": "accumulator"}, gemm.SAME_3X3, sizes,
-        _BUDGETS[budgets], rows,
+        "masked_fuse", form, _masked_fuse_kernel, "fuse", {**pointers, "partials": "accumulator"},
+        {**gemm.SAME_3X3, "SECOND": second}, sizes, _BUDGETS[budgets], rows,
     )  # fmt: skip
 
 
-SPECIALISATIONS = _forms("3 x 3", "wide") + _forms("3 x 3, 64 channels", "narrow", rows=64)
+SPECIALISATIONS = [
+    *_forms("3 x 3", "wide"),
+    *_forms("3 x 3, 64 channels", "narrow", rows=64),
+    *_forms("3 x 3, one feature", "one", second=False),
+]
