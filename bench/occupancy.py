@@ -58,10 +58,3 @@ def memory_share(arch: int, in_flight: float, moved: float) -> float:
     sm = SM[arch]
     wanted = sm.bandwidth / sm.processors * LATENCY
     return min(1.0, in_flight / wanted) / moved
-
-
-def wave_share(arch: int, tiles: int, blocks: int) -> float:
-    """Share of the blocks' places that are taken, averaged over the waves: a tiled product's quantisation loss."""
-    places = SM[arch].processors * blocks
-    waves = -(-tiles // places)
-    return tiles / (waves * places)

@@ -110,8 +110,16 @@ def sections(rows: list[dict[str, Any]]) -> str:
         doc = inspect.getdoc(importlib.import_module(f"fastalter.triton_kernels.{module}")) or ""
         title = ", ".join(dict.fromkeys(found["op"] for found in of_module))
         parts.append(f"### {title}\n\n[`triton_kernels/{module}.py`](../triton_kernels/{module}.py)\n\n{doc}\n")
+        parts += [f"**`{name}`** {text}\n" for name, text in kernel_docs(module, of_module)]
         parts.append(table(of_module) + "\n")
     return "\n".join(parts)
+
+
+def kernel_docs(module: str, rows: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    """What the module's kernels say of themselves."""
+    home = importlib.import_module(f"fastalter.triton_kernels.{module}")
+    names = dict.fromkeys(found["kernel"] for found in rows)
+    return [(name, doc) for name in names if (doc := inspect.getdoc(getattr(home, name).fn))]
 
 
 def cuda_sections(rows: list[dict[str, Any]], about: dict[str, str]) -> str:
@@ -185,15 +193,22 @@ def page(rows: list[dict[str, Any]], cuda_rows: list[dict[str, Any]], tools: str
 def main(
     arch: Annotated[list[int] | None, typer.Option(help="Architectures; all six if not given.")] = None,
     out: Annotated[Path, typer.Option(help="The page.")] = PAGE,
+    compile: Annotated[bool, typer.Option(help="Compile; else take the facts of the last run.")] = True,
 ) -> None:
-    archs = arch or list(budget.ARCHS)
-    rows, cuda_rows = gather(archs), gather_cuda(archs)
+    result = measure(arch or list(budget.ARCHS)) if compile else json.loads(RESULT.read_text())
+    if compile and not arch:
+        RESULT.write_text(json.dumps(result, indent=0) + "\n")
+    rows = [found for found in result["rows"] if "module" in found]
+    cuda_rows = [found for found in result["rows"] if "header" in found]
+    out.write_text(page(rows, cuda_rows, result["tools"]))
+    typer.echo(f"written: {out}: {len(rows)} Triton and {len(cuda_rows)} CUDA forms")
+
+
+def measure(archs: list[int]) -> dict[str, Any]:
+    """All rows, and what they were made with."""
     nvcc = re.findall(r"V[\d.]+", cuda_tools.run(cuda_tools.find_nvcc(), "--version"))[0]
     tools = f"Triton {importlib.metadata.version('triton')}, nvcc {nvcc[1:]}"
-    out.write_text(page(rows, cuda_rows, tools))
-    if out == PAGE:
-        RESULT.write_text(json.dumps({"provenance": provenance(), "tools": tools, "rows": rows + cuda_rows}) + "\n")
-    typer.echo(f"written: {out}: {len(rows)} Triton and {len(cuda_rows)} CUDA forms, {len(archs)} architectures")
+    return {"provenance": provenance(), "tools": tools, "rows": gather(archs) + gather_cuda(archs)}
 
 
 if __name__ == "__main__":

@@ -130,8 +130,8 @@ Tensor channel_sum(Tensor theta, Tensor grad, Tensor members, Tensor groups) {
     Tensor sums = torch::stable::new_empty(theta, {groups.size(0) - 1}, ScalarType::Double);
     for_dtypes(grad, theta, [&](auto t, auto s) {
         fastalter::channel_sum(TorchWorkers(theta.numel()), mutable_data<double>(sums), data<decltype(s)>(theta),
-                               data<decltype(t)>(grad), data<Member>(members), members.size(0), data<int64_t>(groups),
-                               sums.numel());
+                               data<decltype(t)>(grad), reinterpret_cast<const Member*>(data<int64_t>(members)),
+                               members.size(0), data<int64_t>(groups), sums.numel());
     });
     return sums;
 }

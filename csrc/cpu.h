@@ -13,6 +13,7 @@
 #include <optional>
 #include <sstream>
 #include <stdexcept>
+#include <type_traits>
 #include <vector>
 
 #include "fastalter/low_precision.h"
@@ -47,14 +48,26 @@ void require(bool holds, const Parts&... parts) {
     throw std::runtime_error(message.str());
 }
 
+// The dtypes that torch knows by their C++ type, which it then checks; the others are types of our own.
+template <class T>
+constexpr bool KNOWN = std::is_same_v<T, float> || std::is_same_v<T, double> || std::is_same_v<T, int64_t>;
+
 template <class T>
 const T* data(const Tensor& tensor) {
-    return static_cast<const T*>(tensor.const_data_ptr());
+    if constexpr (KNOWN<T>) {
+        return tensor.const_data_ptr<T>();
+    } else {
+        return static_cast<const T*>(tensor.const_data_ptr());
+    }
 }
 
 template <class T>
 T* mutable_data(const Tensor& tensor) {
-    return static_cast<T*>(tensor.mutable_data_ptr());
+    if constexpr (KNOWN<T>) {
+        return tensor.mutable_data_ptr<T>();
+    } else {
+        return static_cast<T*>(tensor.mutable_data_ptr());
+    }
 }
 
 template <class T>

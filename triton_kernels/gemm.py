@@ -5,6 +5,18 @@ channels-last, with rows padded to 16 channels, because there a tile's inner dim
 same for every tap: each access is 128 bits, asynchronous, and no tap's shift breaks its alignment. The re-layout costs
 a sweep over a feature (43 MB for both of BEVFusion's, against 50 GFLOP of product) and nothing where a tensor is
 channels-last already. Results are written as NCHW from the accumulators.
+
+Tiles of half precision, rows x columns x depth, and why (tables HALF and OTHERS):
+
+    conv, wgrad   128 x 128 with 8 warps is 64 accumulator registers a thread. In forward and dgrad that leaves room for
+                  two blocks on an SM, one of which computes while the other fills its stages or stores: 48 KB each on
+                  sm_80 and where an SM has 100 KB (sm_86, sm_89, sm_120), 96 KB each on sm_90 and sm_100, whose matrix
+                  units want a depth of 64. BEVFusion's fuser (256 channels, 180 x 180 pixels, batch 1) is 508 tiles:
+                  2.4 waves of an A100's 216 blocks, 1.9 of an H100's 264.
+    fuse          two products a tile need the registers of one block an SM, so the stages are deeper where they fit.
+    linear        as conv, but the weight passes through registers, where its mask costs 6 to 8 instructions an element:
+                  on sm_90 and sm_100 256 columns share them. BLOCK_K is at most 64, a word of mask bits.
+    linear_dgrad  the mask bits run along the rows: at most 64 of them.
 """
 
 from __future__ import annotations
@@ -52,17 +64,8 @@ class Tile:
 ARCH_CLASSES = {80: "ampere", 86: "small", 89: "small", 90: "hopper", 100: "blackwell", 120: "small"}
 SMALL = "small"  # what an unknown GPU is taken for: its tiles fit everywhere
 
-# Half precision: (kind, arch class) -> (any number of rows, at most 64 rows: output channels of a narrow layer).
-#
-# conv, wgrad   128 x 128 with 8 warps is 64 accumulator registers a thread. In forward and dgrad that leaves room for
-#               two blocks on an SM, one of which computes while the other fills its stages or stores: 48 KB each on
-#               sm_80 and where an SM has 100 KB (sm_86, sm_89, sm_120), 96 KB each on sm_90 and sm_100, whose matrix
-#               units want a depth of 64. BEVFusion's fuser (256 channels, 180 x 180 pixels, batch 1) is 508 tiles: 2.4
-#               waves of an A100's 216 blocks, 1.9 of an H100's 264.
-# fuse          two products a tile need the registers of one block an SM, so the stages are deeper where they fit.
-# linear        as conv, but the weight passes through registers, where its mask costs 6 to 8 instructions an element:
-#               on sm_90 and sm_100 256 columns share them. BLOCK_K is at most 64, a word of mask bits.
-# linear_dgrad  the mask bits run along the rows: at most 64 of them.
+# Half precision: (kind, arch class) -> (any number of rows, at most 64 rows: output channels of a narrow layer). The
+# reasons are above.
 _A100, _H100 = Tile(128, 128, 32, 8, 4), Tile(128, 128, 64, 8, 3)
 _NARROW, _NARROW_DEEP = Tile(64, 128, 32, 4, 4), Tile(64, 128, 64, 4, 3)
 HALF: dict[tuple[str, str], tuple[Tile, Tile]] = {
