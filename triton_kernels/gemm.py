@@ -12,7 +12,7 @@ Tiles of half precision, rows x columns x depth, and why (tables HALF and OTHERS
                   two blocks on an SM, one of which computes while the other fills its stages or stores: 48 KB each on
                   sm_80 and where an SM has 100 KB (sm_86, sm_89, sm_120), 96 KB each on sm_90 and sm_100, whose matrix
                   units want a depth of 64. BEVFusion's fuser (256 channels, 180 x 180 pixels, batch 1) is 508 tiles:
-                  2.4 waves of an A100's 216 blocks, 1.9 of an H100's 264.
+                  2.4 waves of an A100's 216 blocks, 1.9 of an H100's 264. 128 columns of wgrad would spill on sm_120.
     fuse          two products a tile need the registers of one block an SM, so the stages are deeper where they fit.
     linear        as conv, but the weight passes through registers, where its mask costs 6 to 8 instructions an element:
                   on sm_90 and sm_100 256 columns share them. BLOCK_K is at most 64, a word of mask bits.
@@ -74,7 +74,7 @@ HALF: dict[tuple[str, str], tuple[Tile, Tile]] = {
     ("conv", "hopper"): (_H100, _NARROW_DEEP),
     ("conv", "blackwell"): (_H100, _NARROW_DEEP),
     ("wgrad", "ampere"): (_A100, _NARROW),
-    ("wgrad", "small"): (_A100, _NARROW),
+    ("wgrad", "small"): (Tile(128, 64, 32, 8, 4), _NARROW),
     ("wgrad", "hopper"): (_H100, _NARROW),
     ("wgrad", "blackwell"): (_H100, _NARROW),
     ("fuse", "ampere"): (Tile(128, 128, 32, 8, 5), _NARROW),

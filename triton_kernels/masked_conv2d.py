@@ -181,7 +181,7 @@ _BUDGETS: dict[str, gemm.Budgets] = {
     },
     "wgrad": {
         ("bf16", "ampere"): (184, 49152),
-        ("bf16", "small"): (184, 49152),
+        ("bf16", "small"): (112, 36864),
         ("bf16", "hopper"): (128, 98304),
         ("bf16", "blackwell"): (128, 98320),
         ("fp16", "hopper"): (128, 98304),

@@ -160,7 +160,7 @@ _BUDGETS: dict[str, gemm.Budgets] = {
     },
     "wgrad": {
         ("bf16", "ampere"): (176, 49152),
-        ("bf16", "small"): (176, 49152),
+        ("bf16", "small"): (112, 36864),
         ("bf16", "hopper"): (112, 98304),
         ("bf16", "blackwell"): (128, 98320),
         ("fp32", "any"): (96, 8192),
