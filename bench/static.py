@@ -141,10 +141,11 @@ def about_header(path: Path) -> str:
     return "\n".join(lines)
 
 
-def gather(archs: list[int]) -> list[dict[str, Any]]:
-    """All Triton rows; every specialisation compiled for every architecture that it is for."""
+def gather(archs: list[int], ops: list[str] | None = None) -> list[dict[str, Any]]:
+    """Triton rows, of all ops if none are named; a specialisation is compiled for every architecture that it is for."""
     rows = []
-    jobs = [(form, arch) for form in specialisations() for arch in form.archs if arch in archs]
+    forms = [form for form in specialisations() if ops is None or form.op in ops]
+    jobs = [(form, arch) for form in forms for arch in form.archs if arch in archs]
     for form, arch in track(jobs, "Triton", console=Console(stderr=True)):
         rows.append(triton_row(form, arch) | {"module": form.kernel.fn.__module__.rpartition(".")[2]})
     return rows
@@ -194,14 +195,32 @@ def main(
     arch: Annotated[list[int] | None, typer.Option(help="Architectures; all six if not given.")] = None,
     out: Annotated[Path, typer.Option(help="The page.")] = PAGE,
     compile: Annotated[bool, typer.Option(help="Compile; else take the facts of the last run.")] = True,
+    op: Annotated[list[str] | None, typer.Option(help="Triton ops to compile; the rest is the last run's.")] = None,
 ) -> None:
-    result = measure(arch or list(budget.ARCHS)) if compile else json.loads(RESULT.read_text())
+    archs = arch or list(budget.ARCHS)
+    if op or not compile:
+        result = json.loads(RESULT.read_text())
+        result["rows"] = refreshed(result["rows"], archs, op or [])
+    else:
+        result = measure(archs)
     if compile and not arch:
         RESULT.write_text(json.dumps(result, indent=0) + "\n")
     rows = [found for found in result["rows"] if "module" in found]
     cuda_rows = [found for found in result["rows"] if "header" in found]
     out.write_text(page(rows, cuda_rows, result["tools"]))
     typer.echo(f"written: {out}: {len(rows)} Triton and {len(cuda_rows)} CUDA forms")
+
+
+def refreshed(rows: list[dict[str, Any]], archs: list[int], ops: list[str]) -> list[dict[str, Any]]:
+    """The rows with those of these Triton ops made anew, at the places of the first of each op."""
+    anew = gather(archs, ops)
+    kept: list[dict[str, Any]] = []
+    for found in rows:
+        if "module" not in found or found["op"] not in ops:
+            kept.append(found)
+        elif not any(k is n for k in kept for n in anew if n["op"] == found["op"]):
+            kept += [n for n in anew if n["op"] == found["op"]]
+    return kept
 
 
 def measure(archs: list[int]) -> dict[str, Any]:
