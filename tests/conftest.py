@@ -33,7 +33,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     if not INTERPRETING:
-        run = f"TRITON_INTERPRET=1 pytest {INTERPRETED.relative_to(config.rootpath)}"
+        run = "TRITON_INTERPRET=1 pytest tests/kernels/interpreted"
         terminalreporter.write_line(f"Triton's kernels under the interpreter are a run of their own: {run}")
     count = config.stash.get(_deselected_for_gpu, 0)
     if count:
