@@ -26,16 +26,13 @@ struct Member {
 // sum theta*grad of a row: products rounded to T, added up in float64 by LANES accumulators.
 template <class T>
 FASTALTER_SIMD double sum_product(const T* theta, const T* grad, int64_t size) {
-    constexpr int LANES = 16;
     double lanes[LANES] = {};
     int64_t i = 0;
     for (; i + LANES <= size; i += LANES) {
         for (int lane = 0; lane < LANES; ++lane) lanes[lane] += theta[i + lane] * grad[i + lane];
     }
     for (; i < size; ++i) lanes[0] += theta[i] * grad[i];
-    double sum = 0;
-    for (double lane : lanes) sum += lane;
-    return sum;
+    return sum_of_lanes(lanes);
 }
 
 template <class T>

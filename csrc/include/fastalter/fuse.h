@@ -50,34 +50,28 @@ void for_channels(const Workers& workers, const Planes& planes, const Start& sta
     });
 }
 
-// Sums of a part in float64. Their order (independent accumulators, which fill vector registers) is part of the result.
-constexpr int FUSE_LANES = 16;
-
+// Sums of a part in float64.
 template <class T>
 FASTALTER_SIMD double plain_sum(const T* a, int64_t size) {
-    double lanes[FUSE_LANES] = {};
+    double lanes[LANES] = {};
     int64_t i = 0;
-    for (; i + FUSE_LANES <= size; i += FUSE_LANES) {
-        for (int lane = 0; lane < FUSE_LANES; ++lane) lanes[lane] += a[i + lane];
+    for (; i + LANES <= size; i += LANES) {
+        for (int lane = 0; lane < LANES; ++lane) lanes[lane] += a[i + lane];
     }
     for (; i < size; ++i) lanes[0] += a[i];
-    double sum = 0;
-    for (double lane : lanes) sum += lane;
-    return sum;
+    return sum_of_lanes(lanes);
 }
 
 // sum a*b, the products in float64 too.
 template <class T>
 FASTALTER_SIMD double wide_dot(const T* a, const T* b, int64_t size) {
-    double lanes[FUSE_LANES] = {};
+    double lanes[LANES] = {};
     int64_t i = 0;
-    for (; i + FUSE_LANES <= size; i += FUSE_LANES) {
-        for (int lane = 0; lane < FUSE_LANES; ++lane) lanes[lane] += double(a[i + lane]) * double(b[i + lane]);
+    for (; i + LANES <= size; i += LANES) {
+        for (int lane = 0; lane < LANES; ++lane) lanes[lane] += double(a[i + lane]) * double(b[i + lane]);
     }
     for (; i < size; ++i) lanes[0] += double(a[i]) * double(b[i]);
-    double sum = 0;
-    for (double lane : lanes) sum += lane;
-    return sum;
+    return sum_of_lanes(lanes);
 }
 
 }  // namespace fastalter

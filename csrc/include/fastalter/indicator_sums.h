@@ -10,14 +10,6 @@
 
 namespace fastalter {
 
-constexpr int LANES = 16;  // independent float64 accumulators; their number and order are part of the result
-
-inline double sum_of_lanes(const double* lanes) {
-    double sum = 0;
-    for (int lane = 0; lane < LANES; ++lane) sum += lanes[lane];
-    return sum;
-}
-
 // Products are rounded to T, as they are where the score uses them, and added up in float64.
 template <class T>
 FASTALTER_SIMD double sum_abs_product(const T* theta, const T* grad, int64_t size) {

@@ -64,6 +64,15 @@ struct OneWorker {
     }
 };
 
+// Independent float64 accumulators, which fill vector registers; their number and order are part of every sum's result.
+constexpr int LANES = 16;
+
+inline double sum_of_lanes(const double* lanes) {
+    double sum = 0;
+    for (int lane = 0; lane < LANES; ++lane) sum += lanes[lane];
+    return sum;
+}
+
 // Asks for the cache lines of [from, from + size), which may reach past the end of the arena: prefetches do not fault.
 template <class T>
 inline void prefetch(const T* from, int64_t size) {
@@ -82,12 +91,12 @@ template <class T>
 void stream_out(T* to, const T* from, int64_t size) {
     int64_t i = 0;
 #if defined(__SSE2__)
-    constexpr int64_t LANES = 16 / sizeof(T);
+    constexpr int64_t WIDTH = 16 / sizeof(T);
     while (i < size && reinterpret_cast<uintptr_t>(to + i) % 64 != 0) {
         to[i] = from[i];
         ++i;
     }
-    for (; i + LANES <= size; i += LANES) {
+    for (; i + WIDTH <= size; i += WIDTH) {
         const __m128i lanes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i));
         _mm_stream_si128(reinterpret_cast<__m128i*>(to + i), lanes);
     }
