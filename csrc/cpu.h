@@ -11,11 +11,10 @@
 
 #include <cstdint>
 #include <optional>
-#include <sstream>
-#include <stdexcept>
 #include <type_traits>
 #include <vector>
 
+#include "binding.h"
 #include "fastalter/low_precision.h"
 #include "fastalter/sweep.h"
 
@@ -38,15 +37,6 @@ class TorchWorkers {
 
     const int count;
 };
-
-// Throws what the wrappers show: the message alone, without the place in this code that STD_TORCH_CHECK puts before it.
-template <class... Parts>
-void require(bool holds, const Parts&... parts) {
-    if (holds) return;
-    std::ostringstream message;
-    (message << ... << parts);
-    throw std::runtime_error(message.str());
-}
 
 // The dtypes that torch knows by their C++ type, which it then checks; the others are types of our own.
 template <class T>
@@ -121,21 +111,11 @@ void for_dtype(const Tensor& tensor, const Body& body) {
     for_arena_dtype(tensor, body);
 }
 
-// Calls body with an unsigned integer as wide as the tensor's elements, for kernels that only move bits.
+// Elements of a single byte too.
 template <class Body>
 void for_width(const Tensor& tensor, const Body& body) {
-    switch (tensor.element_size()) {
-        case 1:
-            return body(uint8_t{});
-        case 2:
-            return body(uint16_t{});
-        case 4:
-            return body(uint32_t{});
-        case 8:
-            return body(uint64_t{});
-        default:
-            require(false, "fastalter: elements of ", tensor.element_size(), " bytes are not served");
-    }
+    if (tensor.element_size() == 1) return body(uint8_t{});
+    fastalter::for_width(tensor, body);
 }
 
 }  // namespace fastalter::cpu

@@ -10,10 +10,9 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <sstream>
-#include <stdexcept>
 #include <vector>
 
+#include "binding.h"
 #include "fastalter/device.cuh"
 
 namespace fastalter::cuda {
@@ -88,30 +87,6 @@ T* mutable_data(const Tensor& tensor) {
 inline Tensor aligned(const Tensor& tensor) {
     const bool is = reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % 16 == 0;
     return is ? tensor : torch::stable::clone(tensor);
-}
-
-// Throws what the wrappers show: the message alone, without the place in this code that STD_TORCH_CHECK puts before it.
-template <class... Parts>
-void require(bool holds, const Parts&... parts) {
-    if (holds) return;
-    std::ostringstream message;
-    (message << ... << parts);
-    throw std::runtime_error(message.str());
-}
-
-// Calls body with an unsigned integer as wide as the tensor's elements: these kernels only move bits.
-template <class Body>
-void for_width(const Tensor& tensor, const Body& body) {
-    switch (tensor.element_size()) {
-        case 2:
-            return body(uint16_t{});
-        case 4:
-            return body(uint32_t{});
-        case 8:
-            return body(uint64_t{});
-        default:
-            STD_TORCH_CHECK(false, "fastalter: elements of ", tensor.element_size(), " bytes are not served");
-    }
 }
 
 }  // namespace fastalter::cuda
