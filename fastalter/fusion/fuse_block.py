@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fastalter import ops
+from fastalter.fusion.weights import is_plain_conv2d
 
 
 @dataclass(frozen=True)
@@ -66,18 +67,11 @@ def block_at(model: nn.Module, path: str) -> FuseBlock | None:
     if not isinstance(parent, nn.Sequential):
         return None
     names = list(parent._modules)
-    following = names[names.index(name) : names.index(name) + 3]
-    modules = [parent._modules[n] for n in following]
-    types = (nn.Conv2d, nn.BatchNorm2d, nn.ReLU)
-    fitting = [i for i, (m, t) in enumerate(zip(modules, types, strict=False)) if type(m) is t and not _hooked(m)]
-    length = 3 if fitting == [0, 1, 2] else 2
-    if fitting[:2] != [0, 1]:
+    following = names[names.index(name) :][:3]
+    conv, norm, relu = ([parent._modules[n] for n in following] + [None, None])[:3]
+    if not is_plain_conv2d(conv) or type(norm) is not nn.BatchNorm2d or _hooked(conv) or _hooked(norm):
         return None
-    conv, norm = modules[:2]
-    assert isinstance(conv, nn.Conv2d)
-    assert isinstance(norm, nn.BatchNorm2d)
-    if conv.groups != 1 or conv.padding_mode != "zeros" or isinstance(conv.padding, str):
-        return None
+    length = 3 if type(relu) is nn.ReLU and not _hooked(relu) else 2
     return FuseBlock(tuple(f"{parent_path}.{n}" if parent_path else n for n in following[:length]), conv, norm)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TypeGuard
 
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
@@ -44,6 +45,13 @@ def default_prunable(name: str, parameter: nn.Parameter, module: nn.Module) -> b
 def is_sparse_conv(module: nn.Module) -> bool:
     """True for spconv's convolutions, without importing spconv."""
     return any(cls.__name__ == "SparseConvolution" for cls in type(module).__mro__)
+
+
+def is_plain_conv2d(module: object) -> TypeGuard[nn.Conv2d]:
+    """A 2-d convolution of one group with explicit zero padding, and no subclass that may do more: what the ops are."""
+    if type(module) is not nn.Conv2d:
+        return False
+    return module.groups == 1 and module.padding_mode == "zeros" and not isinstance(module.padding, str)
 
 
 def find_weights(fusion: FusionModel, prunable: Prunable | None = None) -> list[Weight]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fastalter import ops
 from fastalter.errors import MaskError
 from fastalter.fusion.stubs import replaced_forwards
+from fastalter.fusion.weights import is_plain_conv2d
 from fastalter.masks.mask import Mask
 from fastalter.ops import backends
 
@@ -69,10 +70,8 @@ def masks_on_load(module: nn.Module, weight: Tensor) -> bool:
 
 
 def is_plain_layer(module: nn.Module) -> bool:
-    """Linear, or a convolution of one group with zero padding, and no subclass that may do more."""
-    if type(module) is nn.Conv2d:
-        return module.groups == 1 and module.padding_mode == "zeros" and not isinstance(module.padding, str)
-    return type(module) is nn.Linear
+    """Linear, or a convolution as the op computes it, and no subclass that may do more."""
+    return type(module) is nn.Linear or is_plain_conv2d(module)
 
 
 def masked_forward(module: nn.Module, bits: Tensor, offset: int, x: Tensor) -> Tensor:
