@@ -21,7 +21,6 @@ Tiles of half precision, rows x columns x depth, and why (tables HALF and OTHERS
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -376,11 +375,6 @@ PACK_BLOCK, FINISH_BLOCK = 1024, 512  # 8 and 4 elements a thread: the latter su
 def turn_block(itemsize: int) -> int:
     """Channels and pixels of a re-layout's tile: 128 bytes a row or more, 16 KB at most."""
     return 64 if itemsize < 8 else 32
-
-
-def on(tensor: Tensor) -> contextlib.AbstractContextManager[object]:
-    """Launches go to the tensor's own GPU."""
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
 
 
 def widen(dtype: torch.dtype) -> bool:

@@ -13,7 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastalter.triton_kernels import gemm
+from fastalter.ops.masked import conv_size
+from fastalter.triton_kernels import common, gemm
 from fastalter.triton_kernels.budget import Specialisation
 
 
@@ -63,7 +64,7 @@ def _convolve(
     gemm.check_count(gemm.pixels(y))
     if y.numel() == 0:
         return y
-    with gemm.on(x):
+    with common.device_of(x):
         w = gemm.pack_weight(weight, None if mask is None else gemm.words(mask), offset, transposed)
         x = gemm.channels_last(x)
         pixels = gemm.pixels(y)
@@ -89,7 +90,7 @@ def launch_masked_conv2d(
     precision: str = "ieee",
 ) -> Tensor:
     """conv2d(input, mu*weight) + bias. precision: "ieee" or "tf32", for float32 tensors."""
-    size = out_size(input.shape[2:], weight.shape[2:], stride, padding, dilation)
+    size = conv_size(input.shape[2:], weight.shape[2:], stride, padding, dilation)
     return _convolve(input, weight, mask, offset, bias, size, (stride, padding, dilation), False, precision)
 
 
@@ -121,7 +122,7 @@ def launch_masked_conv2d_wgrad(
     precision: str = "ieee",
 ) -> Tensor:
     """mu * dL/dweight [O, I, *kernel]."""
-    with gemm.on(input):
+    with common.device_of(input):
         g = gemm.channels_last(grad)
         return gemm.wgrad(
             g.flatten(0, 2),
@@ -134,17 +135,6 @@ def launch_masked_conv2d_wgrad(
             gemm.geometry(kernel, stride, padding, dilation),
             precision,
         )
-
-
-def out_size(
-    size: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
-) -> tuple[int, int]:
-    """Height and width of a convolution's output."""
-    height, width = (
-        (n + 2 * pad - dil * (k - 1) - 1) // step + 1
-        for n, k, step, pad, dil in zip(size, kernel, stride, padding, dilation, strict=True)
-    )
-    return height, width
 
 
 # (dtype, arch class) -> (registers, bytes of shared memory), as compiled by Triton 3.8, registers rounded up to 8.

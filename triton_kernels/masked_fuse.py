@@ -9,9 +9,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastalter.triton_kernels import gemm
+from fastalter.ops.masked import conv_size
+from fastalter.triton_kernels import common, gemm
 from fastalter.triton_kernels.budget import Specialisation
-from fastalter.triton_kernels.masked_conv2d import out_size
 
 
 @triton.jit
@@ -89,14 +89,14 @@ def launch_masked_fuse(
     Without a second feature its results are empty.
     """
     features = [first] if second is None else [first, second]
-    size = out_size(first.shape[2:], weight.shape[2:], stride, padding, dilation)
+    size = conv_size(first.shape[2:], weight.shape[2:], stride, padding, dilation)
     channels, width = weight.shape[0], first.shape[1]
     y = [first.new_empty(first.shape[0], channels, *size) for _ in features]
     gemm.check_count(gemm.pixels(y[0]))
     sums = 2 if second is None else 5
     if y[0].numel() == 0:
         return *_both(y), *split_sums(first.new_zeros(sums, channels, 0))
-    with gemm.on(first):
+    with common.device_of(first):
         halves = (weight[:, :width], weight[:, width:])[: len(features)]
         w = [gemm.pack_weight(half, None, 0, False) for half in halves]
         x = [gemm.channels_last(feature) for feature in features]

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastalter.triton_kernels import gemm
+from fastalter.triton_kernels import common, gemm
 from fastalter.triton_kernels.budget import Specialisation
 
 # Elements of a row that a program takes, and its warps. The fuser's rows of 32 400 are 16 programs, 4096 in all.
@@ -176,7 +176,7 @@ def launch_masked_fuse_norm(
     there = (p_second is not None, True, p_second is not None)
     both, only_first, only_second = (torch.empty_like(first) if has else first.new_empty(0) for has in there)
     if first.numel():
-        with gemm.on(first):
+        with common.device_of(first):
             channels, pixels, grid = _grid(first)
             _masked_fuse_norm_kernel[grid](
                 first, second, *(row.contiguous() for row in (*scale, *shift)), both, only_first, only_second,
@@ -211,7 +211,7 @@ def launch_masked_fuse_norm_backward(
     blocks = grid[0] // max(channels, 1)
     partials = first.new_empty(6, channels, blocks, dtype=wide)
     if first.numel() and any(given):
-        with gemm.on(first):
+        with common.device_of(first):
             _masked_fuse_norm_backward_kernel[grid](
                 *(first if grad is None else grad for grad in grads), first, second,
                 *(row.contiguous() for row in (*scale, *shift)), dp_first, dp_second, partials,
@@ -234,7 +234,7 @@ def launch_masked_fuse_grad(
     other = p if other is None else other.contiguous()
     out = torch.empty_like(p)
     if p.numel():
-        with gemm.on(p):
+        with common.device_of(p):
             channels, pixels, grid = _grid(p)
             _masked_fuse_grad_kernel[grid](
                 *(p if table is None else table.contiguous() for table in (grad, grad_sums, grad_cross)), p, other, out,

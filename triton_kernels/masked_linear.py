@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastalter.triton_kernels import gemm
+from fastalter.triton_kernels import common, gemm
 
 
 @triton.jit
@@ -85,7 +85,7 @@ def launch_masked_linear(
     y = input.new_empty(*input.shape[:-1], m)
     if y.numel() == 0:
         return y
-    with gemm.on(input):
+    with common.device_of(input):
         bits, n = gemm.words(mask), y.numel() // m
         gemm.check_count(n)
         block = gemm.tile_for("linear", input, m, precision)
@@ -105,7 +105,7 @@ def launch_masked_linear_dgrad(
     dx = grad.new_empty(*grad.shape[:-1], m)
     if dx.numel() == 0:
         return dx
-    with gemm.on(grad):
+    with common.device_of(grad):
         bits, n = gemm.words(mask), dx.numel() // m
         gemm.check_count(n)
         block = gemm.tile_for("linear_dgrad", grad, m, precision)
@@ -121,7 +121,7 @@ def launch_masked_linear_wgrad(
 ) -> Tensor:
     """mu * (grad^T input) over all leading dimensions: a 1 x 1 convolution's wgrad over a batch of single pixels."""
     of_out, of_in = grad.shape[-1], input.shape[-1]
-    with gemm.on(grad):
+    with common.device_of(grad):
         g = grad.contiguous().view(-1, of_out)
         x = input.contiguous().view(-1, 1, 1, of_in)
         gemm.check_count(x.shape[0])
