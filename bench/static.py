@@ -24,7 +24,7 @@ from rich.progress import track
 from bench.bulk import provenance
 from bench.occupancy import LATENCY, SM, memory_share, resident_blocks
 from fastalter.triton_kernels import budget, specialisations
-from tests.kernels import cuda_tools
+from tests.kernels import cuda_tools, sass
 from tests.kernels.compiled import aot
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -38,17 +38,14 @@ def triton_row(form: budget.Specialisation, arch: int) -> dict[str, Any]:
     facts = aot.compile(form, arch)
     threads = 32 * form.num_warps
     over = form.moved / form.minimum if form.moved and form.minimum else None
-    widths = [aot.width(name) for name in (*facts["loads"], *facts["stores"])]
-    return row(arch, threads, facts, max(widths, default=0), over, form.in_flight) | {
+    return row(arch, threads, facts, over, form.in_flight) | {
         "op": form.op,
         "form": form.form,
         "kernel": form.kernel.__name__,
     }
 
 
-def row(
-    arch: int, threads: int, facts: dict[str, Any], width: int, over: float | None, in_flight: int | None
-) -> dict[str, Any]:
+def row(arch: int, threads: int, facts: dict[str, Any], over: float | None, in_flight: int | None) -> dict[str, Any]:
     """What the tables show. over: bytes moved over the minimum; in_flight: bytes a thread has requested at once."""
     blocks = resident_blocks(arch, threads, facts["registers"], facts["shared"])
     on_sm = in_flight * threads * blocks if in_flight else None
@@ -58,8 +55,8 @@ def row(
         "registers": facts["registers"],
         "shared": facts["shared"],
         "spills": facts["spills"] + facts["stack"],
-        "width": width,
-        "matrix": sorted(facts.get("matrix", {})),
+        "width": max((sass.width(name) for name in (*facts["loads"], *facts["stores"])), default=0),
+        "matrix": sorted(facts["matrix"]),
         "occupancy": blocks * threads / SM[arch].threads,
         "in_flight": on_sm,
         "over": over,
@@ -158,8 +155,7 @@ def gather_cuda(archs: list[int]) -> list[dict[str, Any]]:
         facts = cuda_tools.facts(arch)
         for kernel in cuda_tools.KERNELS:
             found = facts[kernel.expression]
-            widths = [aot.width(name) for name in (*found["loads"], *found["stores"])]
-            figures = row(arch, cuda_tools.THREADS, found, max(widths), kernel.moved, kernel.in_flight)
+            figures = row(arch, cuda_tools.THREADS, found, kernel.moved, kernel.in_flight)
             named = {"op": kernel.op, "form": kernel.form, "kernel": kernel.name, "header": kernel.header}
             rows.append(figures | named)
     return rows
@@ -213,19 +209,19 @@ def main(
 
 def refreshed(rows: list[dict[str, Any]], archs: list[int], ops: list[str]) -> list[dict[str, Any]]:
     """The rows with those of these Triton ops made anew, at the places of the first of each op."""
-    anew = gather(archs, ops)
+    anew = {op: gather(archs, [op]) for op in ops}
     kept: list[dict[str, Any]] = []
     for found in rows:
-        if "module" not in found or found["op"] not in ops:
+        if "module" in found and found["op"] in ops:
+            kept += anew.pop(found["op"], [])  # at its first row; the others go
+        else:
             kept.append(found)
-        elif not any(k is n for k in kept for n in anew if n["op"] == found["op"]):
-            kept += [n for n in anew if n["op"] == found["op"]]
     return kept
 
 
 def measure(archs: list[int]) -> dict[str, Any]:
     """All rows, and what they were made with."""
-    nvcc = re.findall(r"V[\d.]+", cuda_tools.run(cuda_tools.find_nvcc(), "--version"))[0]
+    nvcc = re.findall(r"V[\d.]+", sass.run(cuda_tools.find_nvcc(), "--version"))[0]
     tools = f"Triton {importlib.metadata.version('triton')}, nvcc {nvcc[1:]}"
     return {"provenance": provenance(), "tools": tools, "rows": gather(archs) + gather_cuda(archs)}
 

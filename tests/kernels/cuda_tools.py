@@ -13,21 +13,19 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import triton
 
 from fastalter.ops import compaction, scoring
+from tests.kernels import sass
+from tests.kernels.sass import run
 
 HERE = Path(__file__).parent
 CSRC = HERE.parents[1] / "csrc"
 INCLUDE = CSRC / "include"
-TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"  # the triton wheel brings cuobjdump
-ARCHS = (80, 86, 89, 90, 100, 120)
 THREADS = 256  # of a block, in every kernel
 TYPES = {"uint16_t": "t", "uint32_t": "j", "uint64_t": "m"}  # and their letters in mangled names
 
@@ -104,12 +102,6 @@ KERNELS = tuple(
 )
 
 
-def run(*command: object, timeout: float = 300) -> str:
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=timeout)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
 # ---- nvcc and machine code ------------------------------------------------------------------------------------------
 
 
@@ -140,26 +132,24 @@ def _source() -> str:
     )
 
 
-INSTRUCTION = re.compile(
-    r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*(?:\.[A-Za-z0-9_]+)*)", re.MULTILINE
-)
-
-
 @functools.cache
 def facts(arch: int) -> dict[str, dict[str, Any]]:
     """JSON-able facts per kernel (its expression) on one architecture, read off the machine code.
 
-    registers (a thread), shared (bytes a block), stack (bytes a thread), spills (LDL and STL instructions), code
-    (bytes), loads and stores (instruction on global memory -> how many are in the code), generic (the same for accesses
-    that find out at run time which memory they are for), matrix (always empty).
+    shared (bytes a block) and `sass.figures`.
     """
     with tempfile.TemporaryDirectory() as folder:
         return read_cubin(compile_cubin(Path(folder), arch))
 
 
 def read_cubin(cubin: Path) -> dict[str, dict[str, Any]]:
-    sass, usage = run(TOOLS / "cuobjdump", "-sass", cubin), run(TOOLS / "cuobjdump", "-res-usage", cubin)
-    return {kernel.expression: _facts(section(sass, kernel), section(usage, kernel)) for kernel in KERNELS}
+    code, usage = run(sass.TOOLS / "cuobjdump", "-sass", cubin), run(sass.TOOLS / "cuobjdump", "-res-usage", cubin)
+    found = {}
+    for kernel in KERNELS:
+        of_kernel = section(usage, kernel)
+        shared = {"shared": sass.used("SHARED", of_kernel)}
+        found[kernel.expression] = shared | sass.figures(section(code, kernel), of_kernel)
+    return found
 
 
 def section(listing: str, kernel: Kernel) -> str:
@@ -169,28 +159,6 @@ def section(listing: str, kernel: Kernel) -> str:
     found = [part for part in parts if mangled in part.split("\n", 1)[0]]
     assert len(found) == 1, f"{len(found)} functions in the machine code look like {kernel.expression}"
     return found[0]
-
-
-def _facts(sass: str, usage: str) -> dict[str, Any]:
-    counts = Counter(INSTRUCTION.findall(sass))
-
-    def of(*roots: str) -> dict[str, int]:
-        return {name: count for name, count in sorted(counts.items()) if name.split(".")[0] in roots}
-
-    def used(what: str) -> int:
-        return int(re.findall(rf"{what}:(\d+)", usage)[0])
-
-    return {
-        "registers": used("REG"),
-        "shared": used("SHARED"),
-        "stack": used("STACK"),
-        "spills": sum(of("LDL", "STL").values()),
-        "code": 16 * sum(counts.values()),
-        "loads": of("LDG"),
-        "stores": of("STG"),
-        "generic": of("LD", "ST"),
-        "matrix": {},
-    }
 
 
 # ---- NVRTC ----------------------------------------------------------------------------------------------------------

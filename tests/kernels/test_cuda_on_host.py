@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.kernels import cuda_tools
+from tests.kernels import cuda_tools, sass
 
 PROGRAMS = ("apply_mask", "compact_channels", "pack_sparse", "compress_nm")
 Precompiled = Callable[[str], Path]
@@ -189,7 +189,7 @@ def test_the_shim_is_as_strict_as_a_gpu(tmp_path: Path, precompiled: Precompiled
     source, program = tmp_path / "shim.cpp", tmp_path / "shim"
     source.write_text(f'#include "on_host.h"\nint main() {{ {body} }}\n')
     flags = (*cuda_tools.FLAGS, *cuda_tools.SANITIZERS[sanitizer], f"-I{cuda_tools.HERE}")
-    cuda_tools.run(cuda_tools.find_gxx(), *flags, source, "-o", program)
+    sass.run(cuda_tools.find_gxx(), *flags, source, "-o", program)
     done = cuda_tools.run_on_host(program)
     assert (done.returncode != 0) == (finding is not None), done.stdout + done.stderr
     assert (finding or "") in done.stdout + done.stderr

@@ -10,12 +10,11 @@ from typing import Any
 
 import pytest
 
+from bench.occupancy import RESERVED_SHARED, SM
+from fastalter.triton_kernels.budget import ARCHS
 from tests.kernels import cuda_tools
 from tests.kernels.cuda_tools import KERNELS, Kernel
 
-REGISTERS = 65536  # of an SM
-THREADS_OF_SM = {80: 2048, 86: 1536, 89: 1536, 90: 2048, 100: 2048, 120: 1536}
-SHARED_OF_SM = {80: 164, 86: 100, 89: 100, 90: 228, 100: 228, 120: 100}  # KB
 QUICK = (80, 90)
 
 
@@ -26,11 +25,11 @@ def violations(kernel: Kernel, facts: dict[str, Any], arch: int) -> list[str]:
         found.append(f"spills: {facts['spills']} LDL/STL instructions, a stack of {facts['stack']} bytes")
     if facts["generic"]:
         found.append(f"does not know that these access global memory: {facts['generic']}")
-    threads = min(kernel.threads_per_sm, THREADS_OF_SM[arch])
-    if facts["registers"] * threads > REGISTERS:
+    threads = min(kernel.threads_per_sm, SM[arch].threads)
+    if facts["registers"] * threads > SM[arch].registers:
         found.append(f"takes {facts['registers']} registers: {threads} threads do not fit an SM")
     blocks = threads // cuda_tools.THREADS
-    if blocks * (facts["shared"] + 1024) > SHARED_OF_SM[arch] * 1024:
+    if blocks * (facts["shared"] + RESERVED_SHARED) > SM[arch].shared:
         found.append(f"takes {facts['shared']} bytes of shared memory: {blocks} blocks do not fit an SM")
     wide_load = any(name.startswith("LDG.E.128") for name in facts["loads"])
     wide_store = any(name.startswith("STG.E.128") for name in facts["stores"])
@@ -43,9 +42,7 @@ def violations(kernel: Kernel, facts: dict[str, Any], arch: int) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize(
-    "arch", [a if a in QUICK else pytest.param(a, marks=pytest.mark.slow) for a in cuda_tools.ARCHS]
-)
+@pytest.mark.parametrize("arch", [a if a in QUICK else pytest.param(a, marks=pytest.mark.slow) for a in ARCHS])
 def test_the_machine_code_is_what_the_kernels_were_written_for(arch: int) -> None:
     facts = cuda_tools.facts(arch)
     broken = {kernel.expression: violations(kernel, facts[kernel.expression], arch) for kernel in KERNELS}

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import re
-import subprocess
 import tempfile
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -14,27 +11,17 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from fastalter.triton_kernels.budget import Specialisation
+from tests.kernels import sass
 
-TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 # Bytes of shared memory that one block may have: the opt-in limits of CUDA's table of compute capabilities.
 SHARED = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448, 120: 101376}
 REGISTERS = 255  # the most that a thread can name
-
-INSTRUCTION = re.compile(
-    r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*(?:\.[A-Za-z0-9_]+)*)", re.MULTILINE
-)
-# Warp, warp-group and Blackwell's fifth-generation matrix instructions: half, float64, integer, each as SASS names it.
-MATRIX = re.compile(r"^(?:HMMA|DMMA|IMMA|QMMA|OMMA|HGMMA|QGMMA|IGMMA|UTC[A-Z]*MMA)\b")
-SPILLS = ("LDL", "STL")
-LOADS = ("LDG", "LDGSTS")
 
 
 def compile(specialisation: Specialisation, arch: int) -> dict[str, Any]:
     """Facts about one specialisation on one architecture, JSON-able.
 
-    Returns: registers (a thread), shared (bytes a block, dynamic), stack (bytes a thread), spills (LDL and STL
-    instructions), code (bytes), loads and stores (instruction -> count, e.g. "LDG.E.128": 4; asynchronous copies to
-    shared memory are loads), tma (bulk-copy instruction -> count), matrix (tensor-core instruction -> count).
+    Returns: shared (bytes a block, dynamic) and `sass.figures`.
     """
     kernel, names = specialisation.kernel, specialisation.kernel.arg_names
     missing = set(names) ^ set(specialisation.signature)
@@ -58,44 +45,18 @@ def read(cubin: bytes) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(cubin)
-        listing = _run(TOOLS / "cuobjdump", "-sass", "-res-usage", path)
-    instructions = INSTRUCTION.findall(listing)
-    assert instructions, "cuobjdump listed no instruction"
-    counts = Counter(instructions)
-
-    def of(*roots: str) -> dict[str, int]:
-        return {name: count for name, count in sorted(counts.items()) if name.split(".")[0] in roots}
-
-    return {
-        "registers": int(_only(r"REG:(\d+)", listing)),
-        "stack": int(_only(r"STACK:(\d+)", listing)),
-        "spills": sum(of(*SPILLS).values()),
-        "code": 16 * len(instructions),
-        "loads": of(*LOADS),
-        "stores": of("STG"),
-        "tma": of("UTMALDG", "UTMASTG", "UBLKCP"),
-        "matrix": {name: count for name, count in sorted(counts.items()) if MATRIX.match(name)},
-    }
-
-
-def width(instruction: str) -> int:
-    """Bits that one thread moves with this global load or store."""
-    for part in instruction.split(".")[1:]:
-        if part in ("64", "128", "256"):
-            return int(part)
-        if part in ("U8", "S8", "U16", "S16"):
-            return int(part[1:])
-    return 32
+        listing = sass.run(sass.TOOLS / "cuobjdump", "-sass", "-res-usage", path)
+    return sass.figures(listing, listing)
 
 
 def moved(accesses: dict[str, int]) -> int:
     """Bits that a thread moves with these accesses if each runs once."""
-    return sum(count * width(name) for name, count in accesses.items())
+    return sum(count * sass.width(name) for name, count in accesses.items())
 
 
 def wide(accesses: dict[str, int]) -> int:
     """`moved` by accesses of 128 bits or more."""
-    return moved({name: count for name, count in accesses.items() if width(name) >= 128})
+    return moved({name: count for name, count in accesses.items() if sass.width(name) >= 128})
 
 
 def violations(facts: dict[str, Any], form: Specialisation, arch: int) -> list[str]:
@@ -133,15 +94,3 @@ def _narrow(facts: dict[str, Any], form: Specialisation) -> list[str]:
     if 2 * wide(stores) < moved(stores) and 4 * moved(stores) >= moved(loads):
         found.append(f"half of what it stores ({stores})")
     return found
-
-
-def _only(pattern: str, text: str) -> str:
-    found = re.findall(pattern, text)
-    assert len(found) == 1, f"{pattern} is there {len(found)} times"
-    return found[0]
-
-
-def _run(*command: Any) -> str:
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
