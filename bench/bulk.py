@@ -108,9 +108,22 @@ def provenance() -> dict[str, Any]:
     }
 
 
+def write_result(out: Path, measured: dict[str, Any]) -> dict[str, Any]:
+    """Put the provenance before what was measured and write both as JSON; returns both."""
+    result = {"provenance": provenance(), **measured}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(result, indent=2) + "\n")
+    return result
+
+
+def made_with(made: dict[str, Any]) -> str:
+    """A provenance in one line."""
+    versions = ", ".join(f"{name} {version}" for name, version in made["versions"].items())
+    return f"{made['device']}; {versions}; commit {made['commit'][:12]}; {made['date']}"
+
+
 def show(result: dict[str, Any]) -> None:
     """Print the result as a table."""
-    made = result["provenance"]
     table = Table("step", "ms", "of copy bandwidth", title=f"{result['parameters'] / 1e6:.0f} M float32 parameters")
     for op, share in result["share_of_copy_bandwidth"].items():
         table.add_row(op, f"{1e3 * result['seconds'][op]:.1f}", f"{share:.0%}")
@@ -121,18 +134,14 @@ def show(result: dict[str, Any]) -> None:
     console = Console()
     console.print(table)
     console.print(f"{result['speedup']:.1f}x faster; extra memory {result['extra_arenas']:.2f} arenas")
-    versions = ", ".join(f"{name} {version}" for name, version in made["versions"].items())
-    console.print(f"{made['device']}; {versions}; commit {made['commit'][:12]}; {made['date']}")
+    console.print(made_with(result["provenance"]))
 
 
 def main(
     rounds: Annotated[int, typer.Option(help="Rounds; the median is shown.")] = 7,
     out: Annotated[Path, typer.Option(help="Where the JSON goes.")] = RESULT,
 ) -> None:
-    result = {"provenance": provenance(), **measure(rounds)}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(result, indent=2) + "\n")
-    show(result)
+    show(write_result(out, measure(rounds)))
 
 
 if __name__ == "__main__":

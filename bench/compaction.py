@@ -26,13 +26,13 @@ from rich.table import Table
 from torch import Tensor
 from torch.sparse._semi_structured_conversions import sparse_semi_structured_from_dense_cutlass
 
-from bench.bulk import provenance, seconds
+from bench.bulk import seconds, write_result
+from bench.cases.compaction import ZEROS, half, pack_in_torch, select_each
 from fastalter import ops
 
 ROOT = Path(__file__).parent
 RESULT = ROOT / "results" / "compaction.json"
 MANIFEST = ROOT.parent / "tests" / "manifests" / "mit_bevfusion_det_swint_v0p075.json"
-ZEROS = 0.9
 
 
 @dataclass
@@ -62,33 +62,16 @@ def channels(generator: torch.Generator) -> Case:
         weights.append(torch.randn(shape, generator=generator))
         kept.append({dim: half(shape[dim], generator) for dim in dims})
 
-    def plain() -> list[Tensor]:
-        compacted = []
-        for weight, of_weight in zip(weights, kept, strict=True):
-            for dim, index in of_weight.items():
-                weight = weight.index_select(dim, index)
-            compacted.append(weight)
-        return compacted
-
-    found, expected = ops.compact_channels(weights, kept), plain()
+    found, expected = ops.compact_channels(weights, kept), select_each(weights, kept)
     assert all(same_bits(a, b) for a, b in zip(found, expected, strict=True)), "compact_channels differs"
     facts = {"tensors": len(weights), "elements": sum(weight.numel() for weight in weights)}
-    return Case(lambda: ops.compact_channels(weights, kept), plain, 3, facts)
-
-
-def half(channels: int, generator: torch.Generator) -> Tensor:
-    return torch.randperm(channels, generator=generator)[: (channels + 1) // 2].sort().values
+    return Case(lambda: ops.compact_channels(weights, kept), lambda: select_each(weights, kept), 3, facts)
 
 
 def pack(generator: torch.Generator, size: int) -> Case:
     dense = torch.randn(size, generator=generator)
     dense.masked_fill_(torch.rand(size, generator=generator) < ZEROS, 0.0)  # no -0: plain torch would lose it
     place = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8)
-
-    def plain_pack() -> tuple[Tensor, Tensor]:
-        present = dense != 0
-        padded = torch.nn.functional.pad(present, (0, -size % 64)).to(torch.uint8)
-        return (padded.view(-1, 8) * place).sum(1, dtype=torch.uint8), dense[present]
 
     def plain_unpack(mask: Tensor, values: Tensor) -> Tensor:
         present = (mask.view(-1, 1) & place).bool().view(-1)[:size]
@@ -97,7 +80,7 @@ def pack(generator: torch.Generator, size: int) -> Case:
         return unpacked
 
     mask, values = ops.pack_sparse(dense)
-    expected_mask, expected_values = plain_pack()
+    expected_mask, expected_values = pack_in_torch(dense)
     assert torch.equal(mask, expected_mask), "pack_sparse's mask differs"
     assert same_bits(values, expected_values), "pack_sparse's values differ"
     assert same_bits(plain_unpack(mask, values), dense), "the plain form loses something"
@@ -106,7 +89,7 @@ def pack(generator: torch.Generator, size: int) -> Case:
     assert packed <= 0.14, f"packed to {packed:.3f} of the dense bytes"
     return Case(
         lambda: ops.unpack_sparse(*ops.pack_sparse(dense), size),
-        lambda: plain_unpack(*plain_pack()),
+        lambda: plain_unpack(*pack_in_torch(dense)),
         5,
         {"elements": size, "packed_bytes": packed},
     )
@@ -167,10 +150,7 @@ def main(
     rounds: Annotated[int, typer.Option(help="Rounds; the median is shown.")] = 7,
     out: Annotated[Path, typer.Option(help="Where the JSON goes.")] = RESULT,
 ) -> None:
-    result = {"provenance": provenance(), **measure(rounds, cases())}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(result, indent=2) + "\n")
-    show(result)
+    show(write_result(out, measure(rounds, cases())))
 
 
 if __name__ == "__main__":

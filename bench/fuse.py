@@ -10,7 +10,6 @@ plain form alternate, the ratio of each round is taken, and the median counts. W
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
@@ -22,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from bench.bulk import provenance, seconds
+from bench.bulk import seconds, write_result
 from fastalter.fusion.fuse_block import FuseBlock
 
 RESULT = Path(__file__).parent / "results" / "fuse.json"
@@ -133,10 +132,7 @@ def main(
     rounds: Annotated[int, typer.Option(help="Rounds; the median is shown.")] = 5,
     out: Annotated[Path, typer.Option(help="Where the JSON goes.")] = RESULT,
 ) -> None:
-    result = {"provenance": provenance(), **measure(rounds, Workload())}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(result, indent=2) + "\n")
-    show(result)
+    show(write_result(out, measure(rounds, Workload())))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ of what `copy_` reaches here. Writes bench/results/ops.json.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
@@ -18,7 +17,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from bench.bulk import provenance, seconds
+from bench.bulk import made_with, seconds, write_result
 from bench.cases import Case, every_case
 from fastalter.ops import backends
 
@@ -53,7 +52,6 @@ def copy_bandwidth(device: str, timer: Timer = seconds, size: int = 40_000_000) 
 
 def show(result: dict[str, Any]) -> None:
     """Print the result as a table."""
-    made = result["provenance"]
     table = Table("op", "served by", "ms", "of copy", "reference", "peer", title=f"{result['dtype']}, full size")
     for op, row in result["ops"].items():
         took = row["seconds"]["run"]
@@ -63,9 +61,8 @@ def show(result: dict[str, Any]) -> None:
         table.add_row(op, row["served by"], f"{1e3 * took:.2f}", share, others.get("reference", "-"), peers or "-")
     console = Console(width=130)
     console.print(table)
-    versions = ", ".join(f"{name} {version}" for name, version in made["versions"].items())
     console.print(f"copy_ {result['copy_bandwidth'] / 1e9:.1f} GB/s; others: how many times our time they take")
-    console.print(f"{made['device']}; {versions}; commit {made['commit'][:12]}; {made['date']}")
+    console.print(made_with(result["provenance"]))
 
 
 def main(
@@ -73,15 +70,8 @@ def main(
     out: Annotated[Path, typer.Option(help="Where the JSON goes.")] = RESULT,
 ) -> None:
     cases = every_case(full=True)
-    result = {
-        "provenance": provenance(),
-        "dtype": "float32",
-        "copy_bandwidth": copy_bandwidth("cpu"),
-        "ops": measure(cases, "cpu", rounds),
-    }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(result, indent=2) + "\n")
-    show(result)
+    measured = {"dtype": "float32", "copy_bandwidth": copy_bandwidth("cpu"), "ops": measure(cases, "cpu", rounds)}
+    show(write_result(out, measured))
 
 
 if __name__ == "__main__":

@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
-import torch
 
-from bench.cases import Case, every_case
+from bench.cases import DTYPES, Case, every_case, takes
 from fastalter.ops import backends
 
-DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
+TAKEN = [(name, op) for name, dtype in DTYPES.items() for op in backends.OPS if takes(op, dtype)]
 
 
-@pytest.fixture(scope="module", params=DTYPES)
-def of_op(request: pytest.FixtureRequest) -> dict[str, Case]:
-    return every_case(DTYPES[request.param])
+@functools.cache
+def of_op(dtype: str) -> dict[str, Case]:
+    return every_case(DTYPES[dtype])
 
 
-@pytest.mark.parametrize("op", backends.OPS)
-def bench_op(benchmark: Any, of_op: dict[str, Case], op: str) -> None:
-    """Checked against the reference, then timed. Ops that do not take a dtype have no case of it."""
-    if op not in of_op:
-        assert op in (*backends.SCORING, "compress_nm")
-        benchmark(lambda: None)
-        return
-    case = of_op[op]
+@pytest.mark.parametrize(("dtype", "op"), TAKEN)
+def bench_op(benchmark: Any, dtype: str, op: str) -> None:
+    """Checked against the reference, then timed."""
+    case = of_op(dtype)[op]
     case.check()
     benchmark.extra_info["bytes"] = case.bytes
     benchmark(case.run)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_op_has_a_case_of_every_dtype_it_takes(dtype: str) -> None:
+    assert sorted(of_op(dtype)) == sorted(op for name, op in TAKEN if name == dtype)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -41,13 +41,13 @@ class Compaction:
         def draw(*shape: int) -> Tensor:
             return torch.randn(shape, generator=generator).to(device=device, dtype=dtype)
 
-        def half(size: int) -> Tensor:
-            return torch.randperm(size, generator=generator)[: size // 2].sort().values.to(device)
-
         self.weights = [draw(*shape) for shape in sizes.weights]
         # Rows and columns where there are both: of a sparse convolution (5-dim, KRSC) the columns come last.
         dims = [(0,) if w.dim() == 1 else (0, w.dim() - 1) if w.dim() == 5 else (0, 1) for w in self.weights]
-        self.kept = [{dim: half(w.shape[dim]) for dim in of} for w, of in zip(self.weights, dims, strict=True)]
+        self.kept = [
+            {dim: half(w.shape[dim], generator).to(device) for dim in of}
+            for w, of in zip(self.weights, dims, strict=True)
+        ]
         zero = torch.rand(sizes.arena, generator=generator) < ZEROS
         self.sparse = draw(sizes.arena).masked_fill_(zero.to(device), 0.0)
         self.mask, self.values = reference.pack_sparse(self.sparse)
@@ -55,21 +55,35 @@ class Compaction:
         self.matrix.view(-1, 4)[:, ::2] = 0  # two of four
 
     def index_select(self) -> list[Tensor]:
-        """The same, layer by layer and dim by dim."""
-        compacted = []
-        for weight, of_weight in zip(self.weights, self.kept, strict=True):
-            for dim, index in of_weight.items():
-                weight = weight.index_select(dim, index)
-            compacted.append(weight)
-        return compacted
+        """compact_channels in torch."""
+        return select_each(self.weights, self.kept)
 
     def pack_in_torch(self) -> tuple[Tensor, Tensor]:
-        """Boolean mask, its bits, the values."""
-        present = self.sparse != 0
-        padded = torch.zeros(self.mask.numel() * 8, dtype=torch.uint8, device=present.device)
-        padded[: present.numel()] = present
-        place = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8, device=present.device)
-        return (padded.view(-1, 8) * place).sum(1, dtype=torch.uint8), self.sparse[present]
+        """pack_sparse in torch."""
+        return pack_in_torch(self.sparse)
+
+
+def half(channels: int, generator: torch.Generator) -> Tensor:
+    """Half of the channels, rounded up, in order."""
+    return torch.randperm(channels, generator=generator)[: (channels + 1) // 2].sort().values
+
+
+def select_each(weights: Sequence[Tensor], kept: Sequence[Mapping[int, Tensor]]) -> list[Tensor]:
+    """The kept channels by index_select, layer by layer and dim by dim."""
+    compacted = []
+    for weight, of_weight in zip(weights, kept, strict=True):
+        for dim, index in of_weight.items():
+            weight = weight.index_select(dim, index)
+        compacted.append(weight)
+    return compacted
+
+
+def pack_in_torch(dense: Tensor) -> tuple[Tensor, Tensor]:
+    """The flags x != 0 packed to bits, and the values x[x != 0]. Loses -0.0."""
+    present = dense != 0
+    padded = torch.nn.functional.pad(present, (0, -dense.numel() % 64)).to(torch.uint8)
+    place = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8, device=dense.device)
+    return (padded.view(-1, 8) * place).sum(1, dtype=torch.uint8), dense[present]
 
 
 def cases(work: Compaction) -> dict[str, Case]:
