@@ -14,20 +14,32 @@ if TYPE_CHECKING:
     from fastalter.altermoma import Reactivation
     from fastalter.criteria import Scores
     from fastalter.errors import FastalterError
-    from fastalter.masks import Mask, masked
+    from fastalter.masks import Mask, Pruned, masked, prune_model
     from fastalter.scoring import score_model
 
 _HOME = {
     "FastalterError": "fastalter.errors",
     "Mask": "fastalter.masks",
+    "Pruned": "fastalter.masks",
     "Reactivation": "fastalter.altermoma",
     "Scores": "fastalter.criteria",
     "masked": "fastalter.masks",
+    "prune_model": "fastalter.masks",
     "score_model": "fastalter.scoring",
 }
 _MODULES = ("checkpoint", "criteria", "data", "fusion", "masks", "models", "ops", "tasks")
 
-__all__ = ["FastalterError", "Mask", "Reactivation", "Scores", "__version__", "masked", "score_model"]
+__all__ = [
+    "FastalterError",
+    "Mask",
+    "Pruned",
+    "Reactivation",
+    "Scores",
+    "__version__",
+    "masked",
+    "prune_model",
+    "score_model",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -34,6 +35,7 @@ class ScoreOptions:
     model: str | None = None
     data: str | None = None
     method: str = "altermoma"
+    settings: tuple[str, ...] = ()
     batches: int = 5
     batch_size: int = 2
     image_size: str | None = None
@@ -50,6 +52,7 @@ class ScoreOptions:
     device: str = "cpu"
     seed: int = 0
     direct: bool = False
+    terms: bool = False
 
 
 @dataclass(frozen=True)
@@ -92,9 +95,11 @@ def _check_choices(options: ScoreOptions) -> None:
 
     from fastalter.altermoma import ReriData
     from fastalter.criteria import CRITERIA
+    from fastalter.criteria.settings import bound_settings
     from fastalter.fusion.preserve import Bn
 
     _choice("--method", options.method, CRITERIA)
+    bound_settings(options.method, CRITERIA[options.method], parse_settings(options.settings))
     _choice("--reri-data", options.reri_data, get_args(ReriData))
     _choice("--bn", options.bn, get_args(Bn))
     _choice("--device", options.device, ("cpu", "cuda"))
@@ -110,6 +115,22 @@ def parse_image_size(text: str | None) -> tuple[int, int] | None:
     if not match:
         raise DataError(f"--image-size {text}: give height x width in pixels, such as 256x704")
     return int(match[1]), int(match[2])
+
+
+def parse_settings(texts: Sequence[str]) -> dict[str, Any]:
+    """{"lr": 0.01} of ("lr=0.01",): numbers, true and false as JSON has them, all else text. Raises ScoringError."""
+    settings: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise ScoringError(f"--set {text}: give NAME=VALUE, such as --set lr=0.01")
+        if name in settings:
+            raise ScoringError(f"--set {name}: given twice; give it once")
+        try:
+            settings[name] = json.loads(value)
+        except ValueError:
+            settings[name] = value
+    return settings
 
 
 def _flag(name: str) -> str:
@@ -145,12 +166,15 @@ def score_checkpoint(options: ScoreOptions, progress: ProgressFunction = lambda 
         model.to(options.device),
         batches,
         method=options.method,
+        settings=parse_settings(options.settings),
+        ratio=options.ratio,
         reactivation=fastalter.Reactivation(batches=options.batches, lr=options.lr),
         alpha=options.alpha,
         beta=options.beta,
         reri_data=cast(ReriData, options.reri_data),
         bn=cast(Bn, options.bn),
         direct=options.direct,
+        keep_terms=options.terms,
         seed=options.seed,
         progress=progress,
         clock=clock,

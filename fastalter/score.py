@@ -30,6 +30,10 @@ def score(
         str | None, typer.Option(help="An architecture's name. With CKPT it is inferred from the file's keys.")
     ] = None,
     method: Annotated[str, typer.Option(help="The criterion.")] = DEFAULT.method,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="A setting of the criterion. May be repeated."),
+    ] = None,
     batches: Annotated[int, typer.Option(help="Batches scored, and steps of each reactivation.")] = DEFAULT.batches,
     batch_size: Annotated[int, typer.Option(help="Samples in a batch.")] = DEFAULT.batch_size,
     image_size: Annotated[str | None, typer.Option(help="HxW of the images. Default: the model's own.")] = None,
@@ -50,6 +54,9 @@ def score(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = DEFAULT.device,
     seed: Annotated[int, typer.Option(help="Seed of random weights, data and views.")] = DEFAULT.seed,
     direct: Annotated[bool, typer.Option("--direct", help="The plain form of Algorithm 1: slow, the oracle.")] = False,
+    terms: Annotated[
+        bool, typer.Option("--terms", help="Keep DeCI and ReRI of every weight in the scores file (altermoma).")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")] = False,
 ) -> None:
     """Score a fusion checkpoint: which weights does each sensor's branch, and the fusion, keep at the ratio?"""
@@ -58,6 +65,7 @@ def score(
         model=model,
         data=data,
         method=method,
+        settings=tuple(settings or ()),
         batches=batches,
         batch_size=batch_size,
         image_size=image_size,
@@ -74,6 +82,7 @@ def score(
         device=device,
         seed=seed,
         direct=direct,
+        terms=terms,
     )
     with progress_bars(enabled=not json) as progress:
         result = score_checkpoint(options, progress)

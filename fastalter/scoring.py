@@ -10,12 +10,14 @@ import torch
 from torch import nn
 
 from fastalter.altermoma import Batches, Clock, Progress, Reactivation, ReriData
-from fastalter.criteria import CRITERIA, Options, Problem, Scores
+from fastalter.criteria import CRITERIA, Criterion, Options, Problem, Ranking, Scores
+from fastalter.criteria.settings import bound_settings, criterion_of, described
 from fastalter.errors import ScoringError
 from fastalter.fusion import FusionModel, Weight, adapt, find_weights
 from fastalter.fusion.adapt import Loss
 from fastalter.fusion.preserve import Bn, preserved, require_grad, scoring_mode
 from fastalter.fusion.weights import Prunable
+from fastalter.masks import keep_count
 
 
 def score_model(
@@ -25,7 +27,9 @@ def score_model(
     loss: Loss | None = None,
     branches: Mapping[str, Sequence[str]] | None = None,
     outlets: Mapping[str, str] | None = None,
-    method: str = "altermoma",
+    method: str | Criterion = "altermoma",
+    settings: Mapping[str, Any] | None = None,
+    ratio: float = 0.8,
     reactivation: Reactivation | None = None,
     alpha: float = 1.0,
     beta: float = 1.0,
@@ -33,6 +37,7 @@ def score_model(
     prunable: Prunable | None = None,
     bn: Bn = "train",
     direct: bool = False,
+    keep_terms: bool = False,
     seed: int = 0,
     progress: bool | Progress = True,
     clock: Clock | None = None,
@@ -45,14 +50,17 @@ def score_model(
         batches: a list or other re-iterable; every element goes to the loss as it is (an in-tree Batch is moved to the
             model's device and dtype). None, for an in-tree model only: synthetic batches; the metadata says so.
         loss, branches, outlets: see `fusion.adapt`.
-        method: a criterion of `fastalter.criteria.CRITERIA`.
+        method: a criterion of `fastalter.criteria.CRITERIA`, or a function criterion(problem, **settings) -> Ranking.
+        settings: keyword arguments of the criterion, as {"steps": 3}. altermoma has none: the arguments here are its.
+        ratio: the ratio that the mask will have. Scores of synflow and imp are good for it alone; others ignore it.
         reactivation: B and the learning rate of eq. 16; default Reactivation().
         alpha, beta: weights of DeCI and ReRI (eq. 11 to 13). beta = 0 ranks inside a branch as SNIP does.
         reri_data: "paired": both gradients of ReRI on all batches. "paper": the second on D_B alone, as eq. 10 reads.
         prunable: prunable(name, parameter, module) -> bool in place of the default set P.
         bn: batch norms use batch statistics ("train") or running ones ("frozen"). Dropout and stochastic depth are off.
         direct: the plain form of Algorithm 1, the oracle: same scores, about 1.7 times the work.
-        seed: of whatever randomness the model keeps.
+        keep_terms: keep what the scores are made of, too: `Scores.terms`, of altermoma "deci" and "reri".
+        seed: of whatever randomness the model keeps, and of the criterion `random`.
         progress: True shows bars on a terminal; or a callable(stage, done, total).
         clock: receives seconds per stage; a caller that times more stages passes its own.
 
@@ -60,15 +68,15 @@ def score_model(
         Scores: one per prunable weight, with the metadata of the run.
 
     Raises:
-        ModelError, DataError, ScoringError: see `fusion.adapt`, `Batches`, `altermoma`; each names the place.
+        ModelError, DataError, ScoringError: see `fusion.adapt`, `Batches` and the criterion; each names the place.
+        MaskError: the ratio is not in [0, 1).
     """
-    criterion = CRITERIA.get(method)
-    if criterion is None:
-        raise ScoringError(f"method {method!r} is not known; there are: {', '.join(CRITERIA)}")
-    options = Options(
-        reactivation or Reactivation(), alpha, beta, _one_of("reri_data", reri_data, ReriData), direct, seed
-    )
+    name, criterion = criterion_of(method, CRITERIA)
+    bound = bound_settings(name, criterion, settings)
+    keep_count(1, ratio)  # refuses a ratio outside [0, 1)
+    _one_of("reri_data", reri_data, ReriData)
     _one_of("bn", bn, Bn)
+    options = Options(reactivation or Reactivation(), alpha, beta, reri_data, direct, seed, ratio, keep_terms)
     clock = clock or Clock()
     fusion = adapt(model, branches=branches, outlets=outlets, loss=loss)
     weights = find_weights(fusion, prunable)
@@ -76,16 +84,15 @@ def score_model(
     with preserved(fusion.model) as snapshot, _progress(progress) as report:
         scoring_mode(fusion.model, bn)
         require_grad([w.parameter for w in weights if w.prunable])
-        ranking = criterion(
-            Problem(fusion, weights, Batches(data), options, snapshot.restore_tensors, clock, report),
-        )
+        problem = Problem(fusion, weights, Batches(data), options, snapshot.restore_tensors, clock, report)
+        ranking = _checked(name, criterion(problem, **bound), keep_terms)
     metadata = {
-        "method": method,
+        "method": name,
         "model": type(fusion.model).__name__,
         "data": description,
         "synthetic": synthetic,
         "seed": seed,
-        "settings": _settings(options, bn),
+        "settings": _settings(method, options, bn) | described(bound),
         "batches": len(data),
         "branches": _branch_counts(fusion, weights),
         "seconds": dict(clock.seconds),
@@ -93,16 +100,34 @@ def score_model(
         "warnings": [*fusion.notes, *ranking.warnings],
         **ranking.details,
     }
-    return Scores(ranking.score, ranking.layout, metadata, ranking.histogram)
+    if ranking.for_ratio is not None:
+        metadata["for_ratio"] = ranking.for_ratio
+    return Scores(ranking.score, ranking.layout, metadata, ranking.histogram, ranking.terms)
 
 
-def _one_of(name: str, value: Any, literal: Any) -> Any:
+def _checked(name: str, ranking: Any, keep_terms: bool) -> Ranking:
+    """What the criterion returned, if it is a Ranking whose numbers fit its layout."""
+    if not isinstance(ranking, Ranking):
+        raise ScoringError(f"method {name!r} returned a {type(ranking).__name__}; return a fastalter.criteria.Ranking")
+    size = ranking.layout.size
+    for what, arena in {"score": ranking.score, **ranking.terms}.items():
+        if arena.shape != (size,) or arena.dtype not in (torch.float32, torch.float64):
+            found = f"{list(arena.shape)} {arena.dtype}"
+            raise ScoringError(f"method {name!r}: its {what} is {found}; make it [{size}], float32 or float64")
+    if keep_terms and not ranking.terms:
+        ranking.warnings.append(f"keep_terms: {name} scores have no terms to keep")
+    return ranking
+
+
+def _one_of(name: str, value: Any, literal: Any) -> None:
     if value not in literal.__args__:
         raise ScoringError(f"{name} is {value!r}; it takes {' or '.join(map(repr, literal.__args__))}")
-    return value
 
 
-def _settings(options: Options, bn: str) -> dict[str, Any]:
+def _settings(method: str | Criterion, options: Options, bn: str) -> dict[str, Any]:
+    """The arguments that the method may have read: all of them for altermoma and for a function of the caller's."""
+    if isinstance(method, str) and method != "altermoma":
+        return {"bn": bn}
     return {
         "alpha": options.alpha,
         "beta": options.beta,

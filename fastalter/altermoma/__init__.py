@@ -5,17 +5,19 @@ from fastalter.altermoma.altermoma import AlternateMasking, Progress, ReriData
 from fastalter.altermoma.arena import Arena, Entry, Layout
 from fastalter.altermoma.batches import Batches
 from fastalter.altermoma.clock import Clock
-from fastalter.altermoma.passes import DirectPasses, SharedPasses
+from fastalter.altermoma.passes import Backward, DirectPasses, Gradients, SharedPasses
 from fastalter.altermoma.reactivation import Reactivation
 
 __all__ = [
     "AlterEva",
     "AlternateMasking",
     "Arena",
+    "Backward",
     "Batches",
     "Clock",
     "DirectPasses",
     "Entry",
+    "Gradients",
     "Layout",
     "Progress",
     "Reactivation",

@@ -8,7 +8,7 @@ Both answer two questions with gradients by parameter name:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -38,8 +38,11 @@ class Passes(Protocol):
         """Gradients of all that is not masked, at the current parameters."""
 
 
-class _Backward:
-    """Differentiates a loss without touching `.grad` or running hooks that an optimiser left on the parameters."""
+class Backward:
+    """Differentiates a loss without touching `.grad` or running hooks that an optimiser left on the parameters.
+
+    Stages of `None` have nothing masked: with `loss` and `gradients` a criterion of any kind gets its plain gradients.
+    """
 
     def __init__(self, fusion: FusionModel, weights: Sequence[Weight], clock: Clock, seed: int) -> None:
         self.fusion = fusion
@@ -52,6 +55,7 @@ class _Backward:
         return [name for name, w in self.trained.items() if all_branches or w.branch != masked]
 
     def loss(self, index: int, batch: Any, stage: Stage) -> Tensor:
+        """The loss of batch number `index`, graph and all; `stage` is for the message of a ScoringError."""
         # Whatever randomness a model keeps in spite of scoring_mode is at least the same in every pass over this batch.
         torch.manual_seed(self.seed + index)
         try:
@@ -62,10 +66,22 @@ class _Backward:
             raise ScoringError(f"batch {index}, {where}: {error}") from error
 
     def gradients(self, loss: Tensor, names: list[str], *, retain_graph: bool = False) -> Gradients:
-        parameters = [self.trained[name].parameter for name in names]
+        """dL/dtheta of the named parameters that the loss depends on."""
+        return self.differentiate(loss, {n: self.trained[n].parameter for n in names}, retain_graph=retain_graph)
+
+    def differentiate(
+        self, loss: Tensor, values: Mapping[str, Tensor], *, retain_graph: bool = False, create_graph: bool = False
+    ) -> Gradients:
+        """The loss's gradients by any tensors that it was computed from; those it does not depend on are left out."""
         try:
             with self.clock.network():
-                grads = torch.autograd.grad(loss, parameters, retain_graph=retain_graph, allow_unused=True)
+                grads = torch.autograd.grad(
+                    loss,
+                    list(values.values()),
+                    retain_graph=retain_graph or create_graph,
+                    create_graph=create_graph,
+                    allow_unused=True,
+                )
         except RuntimeError as error:
             if "Checkpointing is not compatible" in str(error):
                 raise ScoringError(
@@ -73,7 +89,7 @@ class _Backward:
                     "build it with use_reentrant=False (with_cp=False in mmdet)"
                 ) from error
             raise
-        return {name: grad for name, grad in zip(names, grads, strict=True) if grad is not None}
+        return {name: grad for name, grad in zip(values, grads, strict=True) if grad is not None}
 
 
 class SharedPasses:
@@ -82,7 +98,7 @@ class SharedPasses:
 
     def __init__(self, fusion: FusionModel, weights: Sequence[Weight], clock: Clock, seed: int = 0) -> None:
         self.fusion = fusion
-        self._backward = _Backward(fusion, weights, clock, seed)
+        self._backward = Backward(fusion, weights, clock, seed)
         self._split = SplitConv(fusion)
         self._zeros: dict[int, dict[str, Outputs]] = {}
 
@@ -124,7 +140,7 @@ class DirectPasses:
 
     def __init__(self, fusion: FusionModel, weights: Sequence[Weight], clock: Clock, seed: int = 0) -> None:
         self.fusion = fusion
-        self._backward = _Backward(fusion, weights, clock, seed)
+        self._backward = Backward(fusion, weights, clock, seed)
         self._learned = [w for w in weights if w.learned]
 
     def at_theta_init(self, index: int, batch: Any) -> Iterator[tuple[Stage, Gradients]]:

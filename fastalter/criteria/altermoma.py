@@ -7,7 +7,7 @@ from fastalter.criteria.problem import Problem, Ranking
 
 
 def altermoma(problem: Problem) -> Ranking:
-    """Score every weight of P by DeCI - ReRI (eq. 11 to 13).
+    """Score every weight of P by DeCI - ReRI (eq. 11 to 13); the terms are "deci" and "reri", both normalised.
 
     Raises:
         ScoringError: too few batches, a loss or gradient that is not finite, or (direct form) a masked branch that
@@ -27,5 +27,8 @@ def altermoma(problem: Problem) -> Ranking:
         reuse_first=not options.direct,
     ).run(arena, problem.batches, problem.clock, problem.progress)
     with problem.clock.stage("score"):
-        result = alter_eva(arena, options.alpha, options.beta)
-    return Ranking(arena.layout, result.score, result.histogram, {"sums": result.sums}, result.warnings)
+        result = alter_eva(arena, options.alpha, options.beta, keep_terms=options.keep_terms)
+    ranking = Ranking(arena.layout, result.score, result.histogram, {"sums": result.sums}, result.warnings)
+    if result.deci is not None and result.reri is not None:
+        ranking.terms = {"deci": result.deci, "reri": result.reri}
+    return ranking

@@ -22,6 +22,8 @@ class Options:
     reri_data: ReriData = "paired"
     direct: bool = False
     seed: int = 0
+    ratio: float = 0.8
+    keep_terms: bool = False
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,8 @@ class Ranking:
     histogram  of the scores' keys as `ops.alter_score` counts it, or None
     details    JSON-able facts for the artifact
     warnings   one line each
+    for_ratio  the only ratio that the scores are good for, where they depend on it (SynFlow, IMP)
+    terms      what the score is made of, by name, each [N] like the score; where asked for (`Options.keep_terms`)
     """
 
     layout: Layout
@@ -55,6 +59,9 @@ class Ranking:
     histogram: Tensor | None = None
     details: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    for_ratio: float | None = None
+    terms: dict[str, Tensor] = field(default_factory=dict)
 
 
-Criterion = Callable[[Problem], Ranking]
+Criterion = Callable[..., Ranking]
+"""criterion(problem, **settings) -> Ranking. Settings are keyword arguments with defaults, of plain types."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -14,23 +14,39 @@ from fastalter.artifacts import read_artifact, write_artifact
 from fastalter.errors import MaskError
 from fastalter.masks import Mask, keep_count, select
 
+MADE_FROM = ("method", "settings", "model", "checkpoint", "data", "synthetic", "seed")
+"""What a mask's metadata takes over from its scores'."""
+
 
 class Scores:
     """Scores of every prunable weight, in arena order.
 
     scores["name"] is a tensor shaped like the weight; iterating gives the names. `flat` is all of them, [N].
-    `metadata` says what made them: method, model, data, seed, settings, branches, seconds per stage, warnings.
+    `metadata` says what made them: method, model, data, seed, settings, branches, seconds per stage, warnings; and
+    for_ratio where they are good for one ratio alone. `terms` is what they are made of, each [N] like `flat`, where the
+    run kept it (`score_model(keep_terms=True)`): of altermoma "deci" and "reri", S = alpha * deci - beta * reri.
     """
 
-    def __init__(self, flat: Tensor, layout: Layout, metadata: dict[str, Any], histogram: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        flat: Tensor,
+        layout: Layout,
+        metadata: dict[str, Any],
+        histogram: Tensor | None = None,
+        terms: Mapping[str, Tensor] | None = None,
+    ) -> None:
         self.flat = flat
         self.layout = layout
         self.metadata = metadata
+        self.terms = dict(terms or {})
         self._histogram = histogram
 
     def __getitem__(self, name: str) -> Tensor:
+        return self._of(self.flat, name)
+
+    def _of(self, arena: Tensor, name: str) -> Tensor:
         entry = self.layout[name]
-        return self.flat[entry.offset : entry.offset + entry.size].view(entry.shape)
+        return arena[entry.offset : entry.offset + entry.size].view(entry.shape)
 
     def __iter__(self) -> Iterator[str]:
         return (entry.name for entry in self.layout.entries)
@@ -46,24 +62,40 @@ class Scores:
         """The scores of a branch, 1-D."""
         return self.flat[self.layout.range(name)]
 
-    def mask(self, ratio: float = 0.8) -> Mask:
+    def mask(self, ratio: float = 0.8, *, min_keep: float | None = None) -> Mask:
         """Prune the lowest-scored `ratio` of all weights by one global threshold.
 
         Exactly round((1 - ratio) * N) weights are kept; of those that tie at the threshold, the first in arena order.
+        `min_keep` is the least share (below 1) or count that every layer keeps, see `masks.select`.
 
         Raises:
-            MaskError: the ratio is not in [0, 1), or the scores hold NaN.
+            MaskError: the ratio is not in [0, 1) or not the one that the scores are for, the scores hold NaN, or
+                `min_keep` needs more weights than stay.
         """
-        keep = keep_count(self.layout.size, ratio)
-        made_from: dict[str, Any] = {
-            k: self.metadata[k] for k in ("method", "model", "data", "synthetic", "seed") if k in self.metadata
-        }
-        return select(self.flat, self.layout, keep, ratio=ratio, metadata=made_from, histogram=self._histogram)
+        keep, only = keep_count(self.layout.size, ratio), self.metadata.get("for_ratio")
+        if only is not None and ratio != only:
+            raise MaskError(
+                f"ratio is {ratio:g}: these scores of {self.metadata.get('method')} are for {only:g} alone; "
+                f"score again with ratio={ratio:g}"
+            )
+        made_from = {key: self.metadata[key] for key in MADE_FROM if key in self.metadata}
+        return select(
+            self.flat,
+            self.layout,
+            keep,
+            ratio=ratio,
+            min_keep=min_keep,
+            metadata=made_from,
+            histogram=self._histogram,
+        )
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a safetensors file with one tensor per weight; whole or not at all."""
+        """Write a safetensors file with one tensor per weight, "term/weight" for every term; whole or not at all."""
         tensors = {name: self[name] for name in self}
-        write_artifact(path, "scores", tensors, {**self.metadata, "layout": self.layout.to_json()})
+        for term, arena in self.terms.items():
+            tensors |= {f"{term}/{name}": self._of(arena, name) for name in self}
+        facts = {"terms": list(self.terms), "layout": self.layout.to_json()}
+        write_artifact(path, "scores", tensors, {**self.metadata, **facts})
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Scores:
@@ -74,8 +106,13 @@ class Scores:
         """
         tensors, metadata = read_artifact(path, "scores")
         layout = Layout.from_json(metadata.pop("layout"))
-        for entry in layout.entries:
-            if entry.name not in tensors or tuple(tensors[entry.name].shape) != entry.shape:
-                raise MaskError(f"{path}: scores of {entry.name} are missing or misshapen; score the model again")
-        flat = torch.cat([tensors[entry.name].reshape(-1) for entry in layout.entries])
-        return Scores(flat, layout, metadata)
+
+        def arena(prefix: str) -> Tensor:
+            for entry in layout.entries:
+                name = prefix + entry.name
+                if name not in tensors or tuple(tensors[name].shape) != entry.shape:
+                    raise MaskError(f"{path}: scores of {name} are missing or misshapen; score the model again")
+            return torch.cat([tensors[prefix + entry.name].reshape(-1) for entry in layout.entries])
+
+        terms = {term: arena(f"{term}/") for term in metadata.pop("terms", [])}
+        return Scores(arena(""), layout, metadata, terms=terms)

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from fastalter import ops
-from fastalter.errors import MaskError
 from fastalter.fusion.stubs import replaced_forwards
 from fastalter.fusion.weights import is_plain_conv2d
 from fastalter.masks.mask import Mask
+from fastalter.masks.places import places
 from fastalter.ops import backends
 
 
@@ -26,40 +26,22 @@ def masked(model: nn.Module, mask: Mask) -> Iterator[nn.Module]:
     also after an exception, whatever happened to it inside.
 
     Raises:
-        MaskError: the model has no weight of that name, or it has another shape.
+        MaskError: the model has no weight of that name, or it has another shape, or is computed from others.
     """
-    weights = _weights_of(model, mask)
-    bits = {device: mask.bits.to(device) for device in {weight.device for _, weight in weights.values()}}
+    found = places(model, mask)
+    bits = {device: mask.bits.to(device) for device in {place.weight.device for place in found.values()}}
     on_load: dict[str, Callable[[Tensor], Tensor]] = {}
     in_place: dict[str, Tensor] = {}
-    for name, (module, weight) in weights.items():
+    for name, place in found.items():
+        module, weight = place.module, place.weight
         if masks_on_load(module, weight):
-            offset = mask.layout[name].offset
-            on_load[name.rpartition(".")[0]] = partial(masked_forward, module, bits[weight.device], offset)
+            on_load[place.path] = partial(masked_forward, module, bits[weight.device], mask.layout[name].offset)
         else:
             in_place[name] = weight
     with ExitStack() as stack:
         stack.enter_context(_zeroed(in_place, mask, bits))
         stack.enter_context(replaced_forwards(on_load, model))
         yield model
-
-
-def _weights_of(model: nn.Module, mask: Mask) -> dict[str, tuple[nn.Module, Tensor]]:
-    """Name -> owning module and weight, for everything that the mask covers."""
-    modules = dict(model.named_modules(remove_duplicate=False))
-    found = {}
-    for entry in mask.layout.entries:
-        path, _, last = entry.name.rpartition(".")
-        weight = getattr(modules.get(path), last, None)
-        if not isinstance(weight, Tensor):
-            raise MaskError(
-                f"{entry.name}: the mask covers this weight and the model has none; use the mask's own model"
-            )
-        if tuple(weight.shape) != entry.shape:
-            shapes = f"{entry.shape} in the mask and {tuple(weight.shape)} in the model"
-            raise MaskError(f"{entry.name}: its shape is {shapes}; use the mask's own model")
-        found[entry.name] = (modules[path], weight)
-    return found
 
 
 def masks_on_load(module: nn.Module, weight: Tensor) -> bool:

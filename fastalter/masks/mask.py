@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -15,12 +16,21 @@ from fastalter.artifacts import read_artifact, write_artifact
 from fastalter.errors import MaskError
 
 
+def unpack(bits: Tensor, offset: int, shape: tuple[int, ...]) -> Tensor:
+    """Bits offset, offset + 1, ... of packed bits on the CPU as a bool tensor of this shape (row-major)."""
+    size, first = math.prod(shape), offset // 8
+    window = bits[first : (offset + size + 7) // 8].numpy()
+    flags = np.unpackbits(window, bitorder="little")[offset - 8 * first :][:size]
+    return torch.from_numpy(flags.astype(bool)).view(shape)
+
+
 class Mask:
     """Which weights stay. mask["name"] is a bool tensor shaped like the weight.
 
     bits       uint8 on the CPU; weight i of the arena is bit i % 8 (least significant first) of byte i // 8
     kept       weight name -> how many of its entries stay
     threshold  tau: the lowest kept score (+inf where nothing is kept)
+    metadata   what made it: method, model, data, synthetic, seed, and checkpoint where the scores know it
     """
 
     def __init__(
@@ -42,10 +52,7 @@ class Mask:
 
     def __getitem__(self, name: str) -> Tensor:
         entry = self.layout[name]
-        first = entry.offset // 8
-        window = self.bits[first : (entry.offset + entry.size + 7) // 8].numpy()
-        flags = np.unpackbits(window, bitorder="little")[entry.offset - 8 * first :][: entry.size]
-        return torch.from_numpy(flags.astype(bool)).view(entry.shape)
+        return unpack(self.bits, entry.offset, entry.shape)
 
     def __iter__(self) -> Iterator[str]:
         return (entry.name for entry in self.layout.entries)
@@ -79,18 +86,29 @@ class Mask:
         """Read what `save` wrote.
 
         Raises:
-            FastalterError: no such file, not a mask file, or its bits do not fit its layout.
+            FastalterError: no such file, not a mask file, or its bits do not fit its layout and counts.
         """
         tensors, metadata = read_artifact(path, "mask")
-        layout = Layout.from_json(metadata.pop("layout"))
-        counts, ratio, threshold = metadata.pop("kept"), metadata.pop("ratio"), float(metadata.pop("threshold"))
+        try:
+            layout = Layout.from_json(metadata.pop("layout"))
+            ratio, threshold = float(metadata.pop("ratio")), float(metadata.pop("threshold"))
+            counts = [int(count) for count in metadata.pop("kept")]
+            for entry in layout.entries:
+                if any(length < 0 for length in entry.shape):
+                    raise ValueError(f"{entry.name} has a negative size")
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise MaskError(
+                f"{path}: not a whole mask file ({type(error).__name__}: {error}); make it again"
+            ) from error
         bits = tensors.get("mask")
-        if (
-            bits is None
-            or bits.dtype != torch.uint8
-            or bits.numel() * 8 < layout.size
-            or len(counts) != len(layout.entries)
-        ):
+        if bits is None or bits.dtype != torch.uint8 or bits.dim() != 1 or bits.numel() * 8 < layout.size:
             raise MaskError(f"{path}: the mask does not fit its layout of {layout.size:,} weights; make it again")
-        kept = {entry.name: int(count) for entry, count in zip(layout.entries, counts, strict=True)}
+        kept = {entry.name: int(unpack(bits, entry.offset, entry.shape).sum()) for entry in layout.entries}
+        if list(kept.values()) != counts:
+            raise MaskError(f"{path}: its bits are not those that its counts tell of; it is damaged, make it again")
         return Mask(bits, layout, kept, ratio=ratio, threshold=threshold, metadata=metadata)
+
+
+def emptied(mask: Mask) -> list[str]:
+    """Names of the weights that keep not one entry, in the mask's order."""
+    return [entry.name for entry in mask.layout.entries if entry.size and not mask.kept[entry.name]]

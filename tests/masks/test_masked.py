@@ -9,52 +9,9 @@ import torch
 from torch import nn
 
 import fastalter
-from fastalter.altermoma import Layout
-from fastalter.altermoma.arena import Entry
 from fastalter.errors import MaskError
 from fastalter.masks import context
-from fastalter.masks.select import select
-
-
-class Net(nn.Module):
-    """Layers of every kind: those that can mask on load and those that cannot."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.plain = nn.Conv2d(3, 8, 3, 2, padding=1)
-        self.grouped = nn.Conv2d(8, 8, 3, padding=1, groups=4, bias=False)
-        self.reflect = nn.Conv2d(8, 8, 3, padding=1, padding_mode="reflect")
-        self.norm = nn.BatchNorm2d(8)
-        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
-        self.linear = nn.Linear(8, 5)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = self.norm(self.reflect(self.grouped(self.plain(x).relu())))
-        tokens = y.flatten(2).transpose(1, 2)
-        return self.linear(self.attention(tokens, tokens, tokens)[0])  # type: ignore[no-any-return]
-
-
-NAMES = ("plain.weight", "grouped.weight", "reflect.weight", "attention.in_proj_weight", "linear.weight")
-
-
-def net_and_mask(ratio: float = 0.6) -> tuple[Net, fastalter.Mask, torch.Tensor]:
-    torch.manual_seed(0)
-    net = Net().eval()
-    parameters, entries, offset = dict(net.named_parameters()), [], 0
-    for name in NAMES:
-        shape = tuple(parameters[name].shape)
-        entries.append(Entry(name, shape, offset, parameters[name].numel(), "fusion"))
-        offset += parameters[name].numel()
-    mask = select(torch.rand(offset), Layout(entries), round((1 - ratio) * offset), ratio=ratio)
-    return net, mask, torch.randn(2, 3, 9, 8)
-
-
-def zeroed_copy(net: Net, mask: fastalter.Mask) -> Net:
-    other = copy.deepcopy(net)
-    for name, parameter in other.named_parameters():
-        if name in NAMES:
-            parameter.data *= mask[name]
-    return other
+from tests.masks.nets import NAMES, net_and_mask, zeroed_copy
 
 
 @pytest.fixture(params=["in place", "on load"])

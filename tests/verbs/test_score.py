@@ -131,7 +131,7 @@ def test_options_reach_the_scoring(tmp_path, capsys):
 def test_the_verb_and_the_api_have_the_same_defaults():
     api = {name: p.default for name, p in inspect.signature(fastalter.score_model).parameters.items()}
     verb = ScoreOptions()
-    for name in ("method", "alpha", "beta", "reri_data", "bn", "direct", "seed"):
+    for name in ("method", "ratio", "alpha", "beta", "reri_data", "bn", "direct", "seed"):
         assert getattr(verb, name) == api[name], name
     assert fastalter.Reactivation(batches=verb.batches, lr=verb.lr) == fastalter.Reactivation()
 
@@ -170,3 +170,56 @@ def test_a_foreign_checkpoint_on_synthetic_data_is_warned_of(checkpoint, capsys)
     assert main([str(checkpoint), *QUICK]) == 0
     said = capsys.readouterr()
     assert "warning: scored on synthetic data, which this model was not trained for" in said.out + said.err
+
+
+def test_every_method_has_its_settings_from_the_command_line(tmp_path, capsys):
+    out, mask = tmp_path / "s", tmp_path / "m"
+    options = ["--method", "prospr", "--set", "steps=1", "--set", "lr=1e-2", "--set", "order=first"]
+    written = ["--out", str(out), "--mask", str(mask)]
+    assert main(["--model", "bevfusion-tiny", *QUICK, *options, "--seed", "2", *written]) == 0
+    scores = fastalter.Scores.load(out)
+    assert scores.metadata["method"] == "prospr"
+    assert scores.metadata["settings"].items() >= {"steps": 1, "lr": 0.01, "order": "first", "batch_size": 1}.items()
+    assert "alpha" not in scores.metadata["settings"]
+    assert "bevfusion-tiny (random weights, seed 2), prospr on synthetic" in capsys.readouterr().out
+    model = fastalter.models.build("bevfusion-tiny", seed=2)
+    batches = fastalter.data.load("synthetic", config=model.config, batches=1, batch_size=1, seed=2)
+    settings = {"steps": 1, "lr": 0.01, "order": "first"}
+    api = fastalter.score_model(model, batches, method="prospr", settings=settings, seed=2, progress=False)
+    assert torch.equal(api.flat, scores.flat)
+
+
+def test_a_method_for_one_ratio_is_scored_for_the_ratio_that_was_asked(tmp_path):
+    out = tmp_path / "s"
+    options = ["--method", "imp", "--set", "rounds=2", "--set", "steps=1", "--ratio", "0.95"]
+    assert main(["--model", "bevfusion-tiny", *QUICK, *options, "--out", str(out)]) == 0
+    scores = fastalter.Scores.load(out)
+    assert scores.metadata["for_ratio"] == 0.95
+    assert scores.mask(0.95).kept_total == round(0.05 * scores.layout.size)
+
+
+def test_terms_are_kept_on_request(tmp_path):
+    out = tmp_path / "s"
+    assert main(["--model", "bevfusion-tiny", *QUICK, "--beta", "0.5", "--terms", "--out", str(out)]) == 0
+    scores = fastalter.Scores.load(out)
+    remade = scores.terms["deci"] - 0.5 * scores.terms["reri"]
+    assert torch.allclose(remade, scores.flat, rtol=0, atol=1e-6 * float(scores.flat.abs().max()))
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--method", "snip", "--set", "lr=1"], "method 'snip' has no setting 'lr'; it takes: none"),
+        (["--method", "imp", "--set", "rounds=many"], "method 'imp': rounds is 'many'; give an integer, such as 5"),
+        (["--method", "imp", "--set", "rounds"], "--set rounds: give NAME=VALUE, such as --set lr=0.01"),
+        (["--method", "imp", "--set", "lr=1", "--set", "lr=2"], "--set lr: given twice; give it once"),
+        (["--method", "imp", "--set", "lr=nan"], "method 'imp': lr is 'nan'; give a finite number"),
+        (["--method", "imp", "--set", "rounds=0"], "imp: rounds=0"),
+        (["--method", "synflow", "--set", "forward=run"], "synflow: forward is 'run'; set forward=function"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(options, says, tmp_path, capsys):
+    out = tmp_path / "s"
+    assert main(["--model", "bevfusion-tiny", *QUICK, *options, "--out", str(out)]) == 2
+    assert says in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
