@@ -113,7 +113,9 @@ def _write(path: str | os.PathLike[str], template: Template, tensors: dict[str, 
 
                 save_file(tensors, temporary, metadata=template.text or None)
             else:
-                torch.save(payload, temporary, _use_new_zipfile_serialization=template.container == "zip")
+                # Given a path, torch would write the temporary file's name into the archive.
+                with temporary.open("wb") as file:
+                    torch.save(payload, file, _use_new_zipfile_serialization=template.container == "zip")
     except (OSError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(f"{path}: cannot be written ({reason}); free the place or name another") from error
@@ -142,5 +144,5 @@ def save_checkpoint(
         moved = value.permute(axes) if is_sparse_weight(key, value) else value
         state[key] = moved.detach().cpu().clone(memory_format=torch.contiguous_format)
     payload = {"state_dict": state, "meta": {**(meta or {}), CONFIG_KEY: config_to_text(config)}}
-    with atomic_path(path) as temporary:
-        torch.save(payload, temporary)
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        torch.save(payload, file)

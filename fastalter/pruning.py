@@ -1,0 +1,286 @@
+"""The whole job of the prune verb as a function: checkpoint and mask (or scores) -> pruned checkpoint, its record."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastalter.errors import MaskError
+from fastalter.outputs import check_outputs, write_all
+from fastalter.report.progress import ProgressFunction
+from fastalter.report.summary import layer_counts, summary
+from fastalter.report.terminal import lost_layers, print_lines, print_summary
+from fastalter.version import __version__
+
+if TYPE_CHECKING:
+    from fastalter.checkpoint import Loaded
+    from fastalter.masks import Mask
+    from fastalter.models.bevfusion import BEVFusion
+
+DEFAULT_RATIO = 0.8
+TOLD = ("method", "model", "data", "synthetic", "seed", "checkpoint")
+"""What a mask should say of itself."""
+UNTOLD = "not recorded"
+
+
+@dataclass(frozen=True)
+class PruneOptions:
+    """What the verb's options say; see `python -m fastalter.prune --help`."""
+
+    checkpoint: Path
+    out: Path
+    mask: Path | None = None
+    scores: Path | None = None
+    ratio: float | None = None
+    min_keep: float | None = None
+    mask_out: Path | None = None
+    model: str | None = None
+    force: bool = False
+
+    @property
+    def source(self) -> Path | None:
+        """The file that says which weights stay."""
+        return self.mask or self.scores
+
+    @property
+    def record(self) -> Path:
+        """Where the record of the pruning goes: beside the pruned file."""
+        return self.out.with_name(f"{self.out.name}.json")
+
+
+@dataclass(frozen=True)
+class PruneRun:
+    """What came out. `record` is what the JSON beside the pruned file says; `notes` and `warnings` are for the user."""
+
+    mask: Mask
+    record: dict[str, Any]
+    branches: dict[str, dict[str, int]]
+    seconds: dict[str, float]
+    notes: list[str]
+    warnings: list[str]
+    written: list[Path] = field(default_factory=list)
+
+
+def parse_min_keep(text: str | None) -> float | None:
+    """--min-keep as a number: "2" is a count (int), "0.01" a share (float). Raises MaskError."""
+    if text is None:
+        return None
+    try:
+        return int(text) if text.lstrip("+-").isdigit() else float(text)
+    except ValueError:
+        raise MaskError(f"--min-keep {text}: give a share of each layer, such as 0.01, or a count, such as 1") from None
+
+
+def check_options(options: PruneOptions) -> None:
+    """Everything that can be refused without opening a file. Raises a FastalterError naming the option."""
+    if (options.mask is None) == (options.scores is None):
+        raise MaskError("give either --mask, or --scores with --ratio: one of the two says which weights stay")
+    of_scores = {"--ratio": options.ratio, "--min-keep": options.min_keep, "--mask-out": options.mask_out}
+    given = [name for name, value in of_scores.items() if value is not None]
+    if options.mask is not None and given:
+        raise MaskError(f"{given[0]} goes with --scores; the mask of --mask is used as it is")
+    if options.ratio is not None and not 0 <= options.ratio < 1:
+        raise MaskError(f"--ratio {options.ratio:g} is outside [0, 1): give the fraction to remove, such as 0.8")
+    if options.min_keep is not None:
+        from fastalter.masks.select import floor_count
+
+        floor_count(1, options.min_keep)
+    outputs = {"--out": options.out, "the record beside --out:": options.record, "--mask-out": options.mask_out}
+    inputs = {"the checkpoint": options.checkpoint, "--mask": options.mask, "--scores": options.scores}
+    check_outputs(outputs, inputs)
+
+
+def prune_checkpoint(options: PruneOptions, progress: ProgressFunction = lambda stage, done, total: None) -> PruneRun:
+    """Load, check that the mask is this checkpoint's, prune, write. Nothing is written unless everything worked.
+
+    The pruned file has the layout, the keys and the extras of the one that came in. What it was made from goes into a
+    JSON beside it, from which `finetune` can start.
+
+    Raises:
+        FastalterError: kinds only; the line says what to do, and where --force would go on.
+    """
+    check_options(options)
+    from fastalter.altermoma import Clock
+    from fastalter.checkpoint import load_checkpoint
+    from fastalter.masks import prune_model
+
+    clock = Clock()
+
+    @contextmanager
+    def step(name: str) -> Iterator[None]:
+        progress(name, 0, 1)
+        with clock.stage(name):
+            yield
+        progress(name, 1, 1)
+
+    with step("read mask" if options.mask else "make mask"):
+        mask = _mask(options)
+    with step("load checkpoint"):
+        loaded = load_checkpoint(options.checkpoint, model=options.model)
+    with step("prune"):
+        try:
+            prune_model(loaded.model, mask).remove()
+        except MaskError as error:
+            raise MaskError(f"{options.source}: {error}") from error
+    forced = _check_origin(options, mask, loaded)
+    run = PruneRun(
+        mask=mask,
+        record=_record(options, mask, loaded, forced),
+        branches=branches_of(loaded.model, mask),
+        seconds=clock.seconds,
+        notes=[*loaded.notes, *_notes(options, mask)],
+        warnings=[*(f"{reason} (--force)" for reason in forced), *lost_layers(layer_counts(mask))],
+    )
+    with step("write"):
+        run.written.extend(write_all(_writers(options, loaded, run)))
+    return run
+
+
+def show_pruned(run: PruneRun, *, as_json: bool) -> None:
+    """A run on stdout: as tables, or as one JSON object with the notes and warnings on stderr."""
+    metadata = {name: run.mask.metadata.get(name, UNTOLD) for name in TOLD} | {"branches": run.branches}
+    print_lines("note", run.notes, stderr=as_json)
+    if as_json:
+        written = [str(path) for path in run.written]
+        print(json.dumps({**summary(metadata, run.mask, run.seconds), "record": run.record, "written": written}))
+    else:
+        print_summary(metadata, run.mask, run.seconds)
+        print_lines("wrote", run.written)
+    print_lines("warning", run.warnings, stderr=as_json)
+
+
+def branches_of(model: BEVFusion, mask: Mask) -> dict[str, dict[str, int]]:
+    """Branch -> learned parameters of the model in it, and how many of them the mask covers."""
+    from fastalter.fusion import adapt, find_weights
+
+    fusion = adapt(model)
+    weights = find_weights(fusion)
+    return {
+        branch: {
+            "parameters": sum(w.parameter.numel() for w in weights if w.branch == branch and w.learned),
+            "prunable": sum(entry.size for entry in mask.layout.entries if entry.branch == branch),
+        }
+        for branch in fusion.branch_names
+    }
+
+
+def _mask(options: PruneOptions) -> Mask:
+    from fastalter.criteria import Scores
+    from fastalter.masks import Mask
+
+    if options.mask is not None:
+        return Mask.load(options.mask)
+    assert options.scores is not None
+    scores = Scores.load(options.scores)
+    ratio = options.ratio
+    if ratio is None:
+        ratio = scores.metadata.get("for_ratio", DEFAULT_RATIO)  # some scores are good for one ratio alone
+    return scores.mask(ratio, min_keep=options.min_keep)
+
+
+def _check_origin(options: PruneOptions, mask: Mask, loaded: Loaded) -> list[str]:
+    """What --force passes over, a line each. Raises MaskError where there is such a thing and no --force."""
+    from fastalter.assets import provenance
+
+    source = options.source
+    made_from = _sha256_of(mask)
+    reasons = {}
+    if made_from is not None and made_from != loaded.sha256:
+        told = mask.metadata["checkpoint"].get("path", "another file")
+        reasons[
+            f"{source} was made from {told} (sha256 {made_from[:12]}), not from {options.checkpoint} "
+            f"(sha256 {loaded.sha256[:12]})"
+        ] = "give that checkpoint, or --force to use it all the same"
+    if mask.metadata.get("synthetic") and loaded.sha256 != provenance()["sha256"]:
+        reasons[f"{source} was scored on synthetic data, which {options.checkpoint} was not trained for"] = (
+            "score it with --data of its own, or give --force to use it all the same"
+        )
+    for reason, advice in reasons.items():
+        if not options.force:
+            raise MaskError(f"{reason}: {advice}")
+    return list(reasons)
+
+
+def _sha256_of(mask: Mask) -> str | None:
+    """Of the checkpoint that the mask says it was made from."""
+    checkpoint = mask.metadata.get("checkpoint")
+    found = checkpoint.get("sha256") if isinstance(checkpoint, dict) else None
+    return found if isinstance(found, str) else None
+
+
+def _notes(options: PruneOptions, mask: Mask) -> list[str]:
+    notes = []
+    untold = [name for name in TOLD if name not in mask.metadata and name != "checkpoint"]
+    if untold:
+        notes.append(f"{options.source} does not say its {', '.join(untold)}")
+    if _sha256_of(mask) is None:
+        notes.append(
+            f"{options.source} does not say which checkpoint it was made from: only names and shapes are checked"
+        )
+    raised = mask.metadata.get("raised")
+    if raised:
+        notes.append(f"{len(raised)} of {len(mask)} layers were raised to --min-keep; {options.record} names them")
+    if options.scores is not None and options.mask_out is None:
+        notes.append("the mask itself is not kept; finetune needs it: give --mask-out to write it")
+    return notes
+
+
+def _record(options: PruneOptions, mask: Mask, loaded: Loaded, forced: list[str]) -> dict[str, Any]:
+    """The JSON beside the pruned file, but for the sums of files that are yet to be written."""
+    import torch
+
+    sources = {"mask": options.mask, "scores": options.scores}
+    return {
+        "kind": "fastalter pruned",
+        "fastalter_version": __version__,
+        "torch_version": str(torch.__version__),
+        "file": {"path": str(options.out), "sha256": None},
+        "checkpoint": {
+            "path": str(loaded.path),
+            "sha256": loaded.sha256,
+            "layout": loaded.layout,
+            "sparse_layout": loaded.sparse_layout,
+        },
+        "model": loaded.config.name,
+        **{
+            name: None if path is None else {"path": str(path), "sha256": sha256(path)}
+            for name, path in sources.items()
+        },
+        "mask_bits_sha256": hashlib.sha256(mask.bits.numpy().tobytes()).hexdigest(),
+        "ratio": mask.ratio,
+        "prunable": mask.layout.size,
+        "kept": mask.kept_total,
+        "made_by": mask.metadata,
+        "forced": forced,
+    }
+
+
+def _writers(options: PruneOptions, loaded: Loaded, run: PruneRun) -> Mapping[Path, Callable[[Path], object]]:
+    """In order: the record comes last, because it holds the sums of the files before it."""
+
+    def save_model(path: Path) -> None:
+        loaded.save(path)
+        run.record["file"]["sha256"] = sha256(path)
+
+    def save_mask(path: Path) -> None:
+        run.mask.save(path)
+        run.record["mask"] = {"path": str(options.mask_out), "sha256": sha256(path)}
+
+    def save_record(path: Path) -> None:
+        path.write_text(json.dumps(run.record, indent=1) + "\n", encoding="utf-8")
+
+    writers: dict[Path, Callable[[Path], object]] = {options.out: save_model}
+    if options.mask_out is not None:
+        writers[options.mask_out] = save_mask
+    return {**writers, options.record: save_record}
+
+
+def sha256(path: Path) -> str:
+    """Of a whole file, hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
