@@ -14,8 +14,11 @@ INTERRUPTED = 130
 """Exit status after Ctrl-C: 128 + SIGINT."""
 
 
-def run(app: typer.Typer, arguments: Sequence[str] | None = None) -> int:
-    """Run a verb and return its exit status: 0, 2 after a mistake (options included), 130 after Ctrl-C."""
+def run(app: typer.Typer, arguments: Sequence[str] | None = None, *, stopped: str = "nothing was written") -> int:
+    """Run a verb and return its exit status: 0, 2 after a mistake (options included), 130 after Ctrl-C.
+
+    stopped   what Ctrl-C leaves behind, in the verb's own words
+    """
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # deprecations inside dependencies; -W default brings them back
     try:
@@ -30,5 +33,5 @@ def run(app: typer.Typer, arguments: Sequence[str] | None = None) -> int:
         print("error:", " ".join((usage() if usage else str(error)).split()), file=sys.stderr)
         return 2
     if status == INTERRUPTED:  # newer typers return it themselves
-        print("stopped; nothing was written", file=sys.stderr)
+        print(f"stopped; {stopped}", file=sys.stderr)
     return status if isinstance(status, int) else 0

@@ -13,30 +13,30 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import torch
 import typer
 
 from bench.bulk import provenance
 from fastalter import models
-from fastalter.data import Batch, PrepareOptions, collate, open_frames, prepare
+from fastalter.data import Batch
+from fastalter.data.loading import training_batches
+from fastalter.data.nuscenes import NuScenesFrames
 from fastalter.data.synthetic import SyntheticSettings
 from fastalter.data.synthetic.dataset import write_dataset
 from fastalter.data.synthetic.tables import TRAIN, VAL, VERSION
-from fastalter.data.views import in_order
+from fastalter.evaluation import evaluate_model
 from fastalter.models import BEVFusionConfig
 from fastalter.models.bevfusion import BEVFusion
 from fastalter.report.progress import progress_bars
 from fastalter.tasks.detection.depth import loss_with_depth
-from fastalter.tasks.detection.detect import detect
-from fastalter.tasks.detection.evaluate import evaluate_detections
 from fastalter.training import Trainer, TrainOptions
+from fastalter.training.recalibrate import recalibrate
 from recipes.report import write_assets
 
 MODEL = "bevfusion-tiny"
@@ -78,6 +78,16 @@ def recipe(
     if part is not None:
         train(part, work, shrink)
         return
+    make_parents(work, shrink)
+    with stage(work, "fusion"):
+        side_by_side(("fusion",), work, shrink)
+    with stage(work, "evaluation"):
+        results = evaluate(work)
+    write_assets(assets, work, load(work, "fusion"), results, settings(shrink))
+
+
+def make_parents(work: Path, shrink: int = 1) -> None:
+    """The dataset and the single-sensor detectors, each made where it is missing."""
     work.mkdir(parents=True, exist_ok=True)
     if not (work / "commit").exists():
         (work / "commit").write_text(provenance()["commit"])
@@ -86,11 +96,6 @@ def recipe(
         make_data(work, shrink)
     with stage(work, "camera and lidar"):
         side_by_side(("camera", "lidar"), work, shrink)
-    with stage(work, "fusion"):
-        side_by_side(("fusion",), work, shrink)
-    with stage(work, "evaluation"):
-        results = evaluate(work)
-    write_assets(assets, work, load(work, "fusion"), results, settings(shrink))
 
 
 @contextmanager
@@ -155,38 +160,26 @@ def train(part: str, work: Path, shrink: int) -> None:
     model = models.build(config_of(part), seed=chosen.seed)
     if part == "fusion":
         adopt(model, work)
+    spec = f"nuscenes:{work / 'data'}:{VERSION}:{TRAIN}"
+    batches = training_batches(spec, config=model.config, batch_size=BATCH_SIZE, seed=chosen.seed)
     loss = loss_with_depth if part == "camera" else BEVFusion.loss
     folder, options = work / part, shrunk(chosen, shrink)
     with progress_bars() as progress:
-        trainer = Trainer(
-            model, loss, Batches(work, model.config, chosen.seed), options, folder=folder, progress=progress
-        )
+        trainer = Trainer(model, loss, batches, options, folder=folder, progress=progress)
         result = trainer.run(resume=(folder / "last.pt").exists())
     if part == "camera":
-        settle_hints(model, Batches(work, model.config, chosen.seed))
+        settle_hints(model, batches)
     torch.save(model.state_dict(), work / f"{part}.pt")
     print(f"{part}: {result.steps} steps, {result.seconds:.0f} s", flush=True)
 
 
-@torch.no_grad()
-def settle_hints(model: BEVFusion, batches: Batches, count: int = 20) -> None:
+def settle_hints(model: BEVFusion, batches: Callable[[int], Batch]) -> None:
     """Measure the norms of the depth-hint layers anew, with the final weights.
 
     Without a LiDAR their input is constant. Its variance is zero, so that eval mode magnifies by 1/sqrt(eps) whatever
     the running mean lags behind weights that moved: the detector found nothing (mAP 0.002) until this was done.
     """
-    hints = model.get_submodule("encoders.camera.vtransform.dtransform")
-    norms = [module for module in hints.modules() if isinstance(module, torch.nn.BatchNorm2d)]
-    momenta = [norm.momentum for norm in norms]
-    model.eval()
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # a plain mean over the batches
-        norm.train()
-    for step in range(count):
-        model(batches(step))
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
+    recalibrate(model, batches, count=20, part=model.get_submodule("encoders.camera.vtransform.dtransform"))
 
 
 def adopt(model: BEVFusion, work: Path) -> None:
@@ -197,26 +190,6 @@ def adopt(model: BEVFusion, work: Path) -> None:
         wanted = {key for key in model.state_dict() if key.startswith(f"encoders.{sensor}.")}
         assert set(branch) == wanted
         model.load_state_dict({k: v for k, v in branch.items() if ".dtransform." not in k}, strict=False)
-
-
-class Batches:
-    """step -> batch: the train split in an order that the seed shuffles anew for each pass."""
-
-    def __init__(self, work: Path, config: BEVFusionConfig, seed: int) -> None:
-        self.frames = open_frames(f"nuscenes:{work / 'data'}:{VERSION}:{TRAIN}")
-        self.options = prepare_options(config)
-        self.seed = seed
-
-    def __call__(self, step: int) -> Batch:
-        per_pass = len(self.frames) // BATCH_SIZE
-        turn, place = divmod(step, per_pass)
-        order = np.random.default_rng((self.seed, turn)).permutation(len(self.frames))
-        chosen = order[place * BATCH_SIZE : (place + 1) * BATCH_SIZE].tolist()
-        return collate([prepare(self.frames[index], self.options) for index in chosen])
-
-
-def prepare_options(config: BEVFusionConfig) -> PrepareOptions:
-    return PrepareOptions(config.camera.image_size, config.lidar.point_cloud_range)
 
 
 def load(work: Path, part: str) -> BEVFusion:
@@ -239,10 +212,9 @@ def evaluate(work: Path) -> dict[str, Any]:
 
 
 def metrics(model: BEVFusion, folder: Path) -> dict[str, Any]:
-    frames = open_frames(f"nuscenes:{folder.parents[1] / 'data'}:{VERSION}:{VAL}", keep_unseen=True)
-    batches = in_order(frames, VAL, batch_size=BATCH_SIZE, options=prepare_options(model.config))
+    frames = NuScenesFrames(folder.parents[1] / "data", VERSION, VAL, keep_unseen=True)
     with progress_bars() as progress:
-        found = evaluate_detections(detect(model, batches, progress), frames, VAL, folder)
+        found = evaluate_model(model, frames, batch_size=BATCH_SIZE, folder=folder, progress=progress)
     print(f"{folder.name}: mAP {found.mean_ap:.3f}, NDS {found.nd_score:.3f}", flush=True)
     return found.to_dict()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,16 +12,19 @@ from fastalter.data.check import check_batch
 from fastalter.data.example import DESCRIPTION, example_batch
 from fastalter.data.prepare import PrepareOptions, collate, prepare
 from fastalter.data.sample import Sample
-from fastalter.data.views import Batches, views_of
+from fastalter.data.views import Batches, shuffled_passes, views_of
 from fastalter.errors import DataError
 
 if TYPE_CHECKING:
+    from fastalter.data.synthetic import SyntheticFrames, SyntheticSettings
     from fastalter.models.config import BEVFusionConfig
 
 KNOWN = "nuscenes:/path[:version[:split]], frames:DIR, synthetic, example"
 
 SYNTHETIC_SEED = 1 << 40
 """Added to the seed of `synthetic`: the generator's command writes datasets of small seeds."""
+POOL = 400
+"""Scenes of two frames each that `training_batches` draws synthetic batches from."""
 
 
 def load(
@@ -56,7 +58,7 @@ def load(
         raise DataError(
             f"image size {height}x{width}: both must be positive multiples of {stride}, the stride of the features"
         )
-    config = replace(config, camera=replace(config.camera, image_size=(height, width)))
+    config = config.with_image_size(height, width)
 
     def check(batch: Batch) -> Batch:
         check_batch(batch, config)
@@ -65,7 +67,7 @@ def load(
     if spec == "example":
         make = lambda index: check(example_batch(config, batch_size, seed, index))  # noqa: E731
         return Batches(make, batches, DESCRIPTION, synthetic=True)
-    options = PrepareOptions((height, width), config.lidar.point_cloud_range)
+    options = prepare_options(config)
     if spec is None or spec == "synthetic":
         made = synthetic_samples(batches * batch_size, options.image_size, sweeps, seed, keep_unseen)
         return Batches(
@@ -78,6 +80,42 @@ def load(
     return views_of(frames, spec, batches=batches, batch_size=batch_size, options=options, seed=seed, check=check)
 
 
+def prepare_options(config: BEVFusionConfig) -> PrepareOptions:
+    """How samples are prepared for a model: its image size, and points and boxes cut to its range."""
+    return PrepareOptions(config.camera.image_size, config.lidar.point_cloud_range)
+
+
+def training_batches(
+    spec: str | None,
+    *,
+    config: BEVFusionConfig,
+    batch_size: int,
+    sweeps: int = 0,
+    seed: int = 0,
+    augment: bool = False,
+) -> Callable[[int], Batch]:
+    """step -> batch, without end: every pass goes through all frames in an order of its own, drawn from (seed, pass).
+
+    spec      as `load` takes it (but for example); synthetic: POOL scenes, made again whenever they are asked for
+    augment   each pass sees an augmented view of each frame, drawn from (seed, frame, pass); else the frame itself
+
+    A step's batch depends on the arguments and the step alone. Frames without boxes are among them; the rest of a pass
+    that does not fill a batch is left out. Raises `DataError`, from here or when a batch is asked for.
+    """
+    for name, value, least in (("batch size", batch_size, 1), ("sweeps", sweeps, 0), ("seed", seed, 0)):
+        if value < least:
+            raise DataError(f"{name} is {value}; it must be at least {least}")
+    options = prepare_options(config)
+    synthetic = spec is None or spec == "synthetic"
+    frames: Sequence[Sample]
+    if synthetic:
+        frames = synthetic_frames(POOL, options.image_size, sweeps, seed)
+    else:
+        frames = open_frames(str(spec), sweeps=sweeps)
+    name = "synthetic" if synthetic else str(spec)
+    return shuffled_passes(frames, name, batch_size=batch_size, options=options, seed=seed, augment=augment)
+
+
 def _slots(index: int, batch_size: int) -> range:
     return range(index * batch_size, (index + 1) * batch_size)
 
@@ -85,18 +123,34 @@ def _slots(index: int, batch_size: int) -> range:
 def synthetic_samples(
     count: int, image_size: tuple[int, int], sweeps: int, seed: int, keep_unseen: bool = False
 ) -> Callable[[int], Sample]:
-    """`count` synthetic samples, each the last keyframe of a scene of its own, for images (H, W) of the network.
+    """`count` synthetic samples, each the last keyframe of a scene of its own."""
+    frames = synthetic_frames(count, image_size, sweeps, seed, keep_unseen)
+    return lambda slot: frames[2 * slot + 1]
+
+
+def synthetic_frames(
+    scenes: int, image_size: tuple[int, int], sweeps: int, seed: int, keep_unseen: bool = False
+) -> SyntheticFrames:
+    """Both keyframes of each of `scenes` synthetic scenes, for images (H, W) of the network.
 
     The seed is moved, so that no sample is one of a dataset that the generator's command writes.
     """
-    from fastalter.data.synthetic import SyntheticFrames, SyntheticSettings
+    from fastalter.data.synthetic import SyntheticFrames
+
+    settings = synthetic_settings(image_size, sweeps, seed + SYNTHETIC_SEED, scenes=scenes, samples=2)
+    return SyntheticFrames(settings, sweeps, keep_unseen)
+
+
+def synthetic_settings(
+    image_size: tuple[int, int], sweeps: int, seed: int, *, scenes: int = 0, val_scenes: int = 0, samples: int = 4
+) -> SyntheticSettings:
+    """Settings whose images and scans are as fine as a network with images (H, W) can use."""
+    from fastalter.data.synthetic import SyntheticSettings
 
     width = round(RESIZE_MARGIN * image_size[1])
     height = max(round(width * 9 / 16), image_size[0])
     azimuth_steps = min(round(360 * width / 192), 1085)
-    settings = SyntheticSettings(count, 0, 2, min(sweeps, 9), (height, width), azimuth_steps, seed + SYNTHETIC_SEED)
-    frames = SyntheticFrames(settings, sweeps, keep_unseen)
-    return lambda slot: frames[2 * slot + 1]
+    return SyntheticSettings(scenes, val_scenes, samples, min(sweeps, 9), (height, width), azimuth_steps, seed)
 
 
 def open_frames(spec: str, *, sweeps: int = 0, keep_unseen: bool = False) -> Sequence[Sample]:

@@ -123,6 +123,30 @@ def in_order(frames: Sequence[Sample], name: str, *, batch_size: int, options: P
     return Batches(make, length, f"{name}: all {len(frames)} frames in order", cache_bytes=0)
 
 
+def shuffled_passes(
+    frames: Sequence[Sample], name: str, *, batch_size: int, options: PrepareOptions, seed: int, augment: bool
+) -> Callable[[int], Batch]:
+    """step -> batch: pass after pass through all frames, each in an order drawn from (seed, pass).
+
+    With `augment`, pass p sees view p + 1 of a frame, else the frame itself. What does not fill a batch at the end of a
+    pass is left out. Raises `DataError` where the frames do not fill one batch or none has a box of a known class.
+    """
+    per_pass = len(frames) // batch_size
+    if not per_pass:
+        raise DataError(f"{name}: {len(frames)} frames do not fill a batch of {batch_size}; use a smaller batch size")
+    if not any(bool((sample.labels >= 0).any()) for sample in frames):
+        raise DataError(f"{name}: no annotated box of a known class in any frame; use a split with annotations")
+
+    def batch(step: int) -> Batch:
+        turn, place = divmod(step, per_pass)
+        order = np.random.default_rng((seed, turn)).permutation(len(frames))
+        chosen = order[place * batch_size : (place + 1) * batch_size].tolist()
+        view = turn + 1 if augment else 0
+        return collate([make_view(frames[index], index, view, options, seed) for index in chosen])
+
+    return batch
+
+
 def make_view(sample: Sample, frame: int, view: int, options: PrepareOptions, seed: int) -> Batch:
     """View `view` of a frame as a `Batch` of one; 0 is the frame in the published evaluation setting."""
     if view == 0:

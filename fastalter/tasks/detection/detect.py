@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fastalter.data.batch import Batch
-from fastalter.errors import DataError
+from fastalter.errors import DataError, ModelError
 from fastalter.report.progress import ProgressFunction
 from fastalter.tasks.detection.nms import nms
 from fastalter.tasks.detection.results import Detections
@@ -36,7 +36,8 @@ def detect(
 
     The model makes predictions of a batch, `model.head.decode` boxes of those; it runs in eval mode where its weights
     are, and every module's mode is put back. `radii` (metres per class name) asks for circle NMS, None for none.
-    Raises DataError for batches with an augmented scene, without tokens, or with a token that was there before.
+    Raises DataError for batches with an augmented scene, without tokens, or with a token that was there before, and
+    ModelError for predictions that are not finite: decoding would drop them, and the metric would call it no box.
     """
     head = cast(Head, model.head)
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
@@ -47,7 +48,9 @@ def detect(
     with in_mode(model, train=False):
         for done, batch in enumerate(batches, 1):
             _check(batch, found)
-            decoded = head.decode(model(batch.to(device)))
+            predictions = model(batch.to(device))
+            _check_finite(predictions, batch)
+            decoded = head.decode(predictions)
             for token, detections in zip(batch.tokens, decoded, strict=True):
                 found[token] = _finish(detections, radii)
             report(STAGE, done, max(done, total))
@@ -60,6 +63,15 @@ def _finish(detections: Detections, radii: Mapping[str, float] | None) -> Detect
         return detections
     kept = nms(detections["boxes"], detections["scores"], detections["labels"], radii)
     return {name: value[kept] for name, value in detections.items()}
+
+
+def _check_finite(predictions: Mapping[str, Tensor], batch: Batch) -> None:
+    for name, value in predictions.items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise ModelError(
+                f"sample {batch.tokens[0]} or another of its batch: the model predicts NaN or Inf in {name}; check its "
+                "weights and batch norm statistics"
+            )
 
 
 def _check(batch: Batch, found: Mapping[str, Detections]) -> None:

@@ -17,6 +17,7 @@ from fastalter.artifacts import atomic_path
 from fastalter.data.nuscenes import NuScenesFrames
 from fastalter.errors import DataError
 from fastalter.tasks.detection.results import Detections, to_results
+from fastalter.tasks.detection.results_file import read_results
 
 CONFIG = "detection_cvpr_2019"
 FAR_AWAY = 1e6
@@ -52,6 +53,25 @@ class DetectionResult:
         """Plain form ready for JSON: thresholds as strings, NaN as None."""
         return _plain(asdict(self))  # type: ignore[no-any-return]
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> DetectionResult:
+        """What `to_dict` wrote, also after a round through JSON. Raises DataError for anything else."""
+        try:
+            return cls(
+                mean_ap=float(values["mean_ap"]),
+                nd_score=float(values["nd_score"]),
+                tp_errors=_restored(values["tp_errors"]),
+                label_aps={
+                    name: {float(key): float(ap) for key, ap in aps.items()}
+                    for name, aps in values["label_aps"].items()
+                },
+                mean_label_aps=_restored(values["mean_label_aps"]),
+                label_tp_errors={name: _restored(errors) for name, errors in values["label_tp_errors"].items()},
+                seconds=float(values["seconds"]),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise DataError(f"not the numbers of an evaluation ({error!r}); evaluate again") from error
+
 
 def evaluate_detections(
     detections: Mapping[str, Detections],
@@ -69,10 +89,44 @@ def evaluate_detections(
     Raises DataError for a split the devkit does not know or cannot evaluate, a split without annotations, samples that
     are missing or not in the split, and boxes that cannot be used.
     """
-    start = time.perf_counter()
     split = split or frames.split
-    _check_tokens(detections, frames, split)
-    document = to_results(detections, frames, sensors)
+    _check_tokens(detections, check_split(frames, split), split)
+    return _evaluate(to_results(detections, frames, sensors), frames, split, folder)
+
+
+def evaluate_results(
+    path: Path, frames: NuScenesFrames, split: str | None = None, folder: Path | None = None
+) -> DetectionResult:
+    """The official detection metrics of a results file in the official layout, as another program wrote it.
+
+    Raises DataError as `evaluate_detections` does, and for a file that is none; each names the file or the split.
+    """
+    split = split or frames.split
+    tokens = check_split(frames, split)
+    document = read_results(path)
+    try:
+        _check_tokens(document["results"], tokens, split)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
+    return _evaluate(document, frames, split, folder)
+
+
+def check_split(frames: NuScenesFrames, split: str | None = None) -> list[str]:
+    """Sample tokens of a split (the frames' own by default) that the official metric can run on.
+
+    Raises DataError for a split that the devkit does not know, or one without a sample or an annotated box.
+    """
+    split = split or frames.split
+    tokens = _tokens_of(frames, split)
+    _require_annotations(frames, tokens, split)
+    return tokens
+
+
+def _evaluate(
+    document: Mapping[str, Any], frames: NuScenesFrames, split: str | None, folder: Path | None
+) -> DetectionResult:
+    """The devkit on a results document that is known to be whole."""
+    start = time.perf_counter()
     with tempfile.TemporaryDirectory() as scratch:
         place = folder or Path(scratch)
         _make_folder(place)
@@ -103,19 +157,17 @@ def _run_devkit(frames: NuScenesFrames, split: str | None, source: Path, scratch
         ) from error
 
 
-def _check_tokens(detections: Mapping[str, Detections], frames: NuScenesFrames, split: str | None) -> None:
+def _check_tokens(detections: Mapping[str, Any], expected: list[str], split: str | None) -> None:
     """The devkit answers strange samples with a bare assertion, or, for custom splits, drops them in silence."""
-    expected = _tokens_of(frames, split)
     if missing := [token for token in expected if token not in detections]:
         raise DataError(
             f"no detections for {len(missing)} of {len(expected)} samples of split {split}, the first {missing[0]}; "
-            "run the model on the whole split (a sample without a box takes empty tensors)"
+            "run the model on the whole split (a sample where it finds no box has an empty entry)"
         )
     if strange := sorted(set(detections).difference(expected)):
         raise DataError(
             f"detections for {len(strange)} samples not in split {split}, the first {strange[0]}; leave them out"
         )
-    _require_annotations(frames, expected, split)
 
 
 def _tokens_of(frames: NuScenesFrames, split: str | None) -> list[str]:
@@ -181,6 +233,10 @@ def _result(metrics: Any, seconds: float) -> DetectionResult:
 def _floats(values: Mapping[Any, Any]) -> dict[Any, float]:
     """A plain dictionary of plain floats: the devkit mixes in defaultdicts and NumPy's."""
     return {key: float(value) for key, value in values.items()}
+
+
+def _restored(values: Mapping[str, Any]) -> dict[str, float]:
+    return {name: math.nan if value is None else float(value) for name, value in values.items()}
 
 
 def _plain(value: Any) -> Any:
