@@ -1,0 +1,141 @@
+"""One cell: theta_init -> scores -> mask -> batch norm measured anew -> metric -> training, masks held -> metric."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from fastalter.comparison.cell import Cell, Result
+from fastalter.comparison.study import Study
+from fastalter.criteria import Scores
+from fastalter.data import Batch
+from fastalter.evaluation import evaluate_model
+from fastalter.finetuning import finetune_model
+from fastalter.masks import Mask, prune_model
+from fastalter.report.progress import ProgressFunction
+from fastalter.scoring import score_model
+from fastalter.training.recalibrate import recalibrate
+
+MAIN_METRICS = ("mean_ap", "nd_score", "tp_errors", "mean_label_aps")
+
+
+@dataclass
+class Work:
+    """Where a cell keeps what it can go on from: scores, training states, results in the official layout."""
+
+    folder: Path
+    progress: ProgressFunction = lambda stage, done, total: None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Add the block's wall time to `seconds`."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] = round(self.seconds.get(stage, 0.0) + time.perf_counter() - start, 1)
+
+
+def run_cell(cell: Cell, study: Study, work: Work) -> Result:
+    """Run one cell, from wherever an earlier attempt stopped.
+
+    Returns:
+        "before" and "after" the training: mean_ap, nd_score, tp_errors, mean_label_aps (before: None where the regime
+        has no such state); "dropped": the same after training with each of the judge's sensors dropped; "kept": branch
+        -> kept share; "seconds" per stage; and what identifies the cell.
+
+    Raises:
+        FastalterError: of the step that failed; what was finished before it stays in the work folder.
+    """
+    model = cell.regime.start(cell.seed)
+    batches = study.trained(cell.seed, cell.regime)
+    mask = None
+    if cell.method.criterion is not None:
+        with work.timed("score"):
+            mask = scored(cell, study, work, model).mask(cell.ratio)
+    folder = work.folder / "cells" / cell.name
+    before = None
+    if mask is not None:
+        prune_model(model, mask).remove()
+    if cell.regime.before:
+        _settle(model, batches, study, work)
+        before = _judged(model, study, work, folder / "before")
+    with work.timed("train"):
+        options = replace(cell.regime.options, seed=cell.seed)
+        resume = (folder / "training" / "last.pt").exists()
+        finetune_model(model, batches, mask, options=options, folder=folder / "training", resume=resume)
+    _settle(model, batches, study, work)
+    after = _judged(model, study, work, folder / "after")
+    dropped = {sensor: _judged(model, study, work, folder / sensor, sensor) for sensor in study.judge.drops}
+    return {
+        "regime": cell.regime.name,
+        "method": cell.method.name,
+        "settings": cell.method.describe(),
+        "ratio": cell.ratio,
+        "seed": cell.seed,
+        "key": cell.key(study),
+        "before": before,
+        "after": after,
+        "dropped": dropped,
+        "kept": None if mask is None else _shares(mask),
+        "seconds": dict(work.seconds),
+    }
+
+
+def scored(cell: Cell, study: Study, work: Work, model: nn.Module) -> Scores:
+    """The cell's scores, made once for all ratios of a method and a seed."""
+    method = cell.method
+    at_ratio = f"-{100 * cell.ratio:g}" if method.per_ratio else ""
+    name = f"{cell.regime.name}-{method.name}{at_ratio}-seed{cell.seed}-{_scoring_key(cell, study)}".replace(" ", "-")
+    path = work.folder / "scores" / f"{name}.safetensors"
+    if path.is_file():
+        return Scores.load(path)
+    assert method.criterion is not None
+    scores = score_model(
+        model,
+        study.scored(cell.seed, cell.regime),
+        method=method.criterion,
+        settings=method.settings,
+        ratio=cell.ratio,
+        seed=cell.seed,
+        progress=work.progress,
+        **method.arguments,
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scores.save(path)
+    return scores
+
+
+def _scoring_key(cell: Cell, study: Study) -> str:
+    # What scoring does not depend on is set to one value, so that cells which differ in it share a file.
+    regime = replace(cell.regime, options=replace(cell.regime.options, steps=1))
+    return replace(cell, regime=regime, ratio=cell.ratio if cell.method.per_ratio else 0.0).key(study)
+
+
+def _settle(model: nn.Module, batches: Callable[[int], Batch], study: Study, work: Work) -> None:
+    with work.timed("settle"):
+        recalibrate(model, (batches(step) for step in range(study.settle)))
+
+
+def _judged(model: nn.Module, study: Study, work: Work, folder: Path, drop: str | None = None) -> dict[str, Any]:
+    with work.timed("evaluate"):
+        found = evaluate_model(
+            model, study.judge.frames, batch_size=study.judge.batch_size, drop=drop, folder=folder
+        ).to_dict()
+    return {name: found[name] for name in MAIN_METRICS}
+
+
+def _shares(mask: Mask) -> dict[str, float]:
+    """Branch -> kept share of its prunable weights."""
+    sizes = {branch: mask.layout.range(branch) for branch in mask.layout.branches}
+    return {
+        branch: round(kept / (sizes[branch].stop - sizes[branch].start), 5)
+        for branch, kept in mask.kept_by_branch().items()
+    }

@@ -1,0 +1,90 @@
+"""What a comparison is made of: methods, regimes, the data of each step, and the judge."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, is_dataclass
+from typing import Any
+
+from torch import nn
+
+from fastalter.criteria import Criterion
+from fastalter.data import Batch
+from fastalter.data.nuscenes import NuScenesFrames
+from fastalter.training import TrainOptions
+
+
+@dataclass(frozen=True)
+class Method:
+    """A criterion with its settings, under the name that tables and files show.
+
+    criterion   a name of `criteria.CRITERIA`, or a function of one's own; None prunes nothing (the dense network)
+    arguments   of `score_model`: alpha, beta, reri_data, bn, reactivation
+    settings    of the criterion itself
+    per_ratio   its scores depend on the ratio (SynFlow, IMP), so they are not shared between ratios
+    """
+
+    name: str
+    criterion: str | Criterion | None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    per_ratio: bool = False
+
+    def describe(self) -> dict[str, Any]:
+        """Plain form, which a cached cell is recognised by."""
+        criterion = self.criterion if isinstance(self.criterion, str) else getattr(self.criterion, "__name__", None)
+        return {
+            "criterion": criterion,
+            "arguments": {key: _plain(value) for key, value in sorted(self.arguments.items())},
+            "settings": dict(sorted(self.settings.items())),
+        }
+
+
+def _plain(value: Any) -> Any:
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+
+
+DENSE = Method("dense", None)
+
+
+@dataclass(frozen=True)
+class Regime:
+    """When pruning happens, and the training that follows.
+
+    start     seed -> theta_init, on the CPU
+    origin    what `start` reads, by name: SHA-256 of each file
+    before    whether the network detects anything before it is trained (a fresh fusion head does not)
+    options   of the training after pruning; its seed is the cell's
+    """
+
+    name: str
+    start: Callable[[int], nn.Module]
+    origin: Mapping[str, str]
+    options: TrainOptions
+    batch_size: int
+    before: bool = True
+
+
+@dataclass(frozen=True)
+class Judge:
+    """The frames that the official metric runs on, and what is called a dropped sensor there."""
+
+    frames: NuScenesFrames
+    batch_size: int = 8
+    drops: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Study:
+    """Everything that all cells share.
+
+    scored   seed -> the batches D that every method is given
+    trained  seed -> (step -> batch), for batch norm's statistics and for the training
+    """
+
+    scored: Callable[[int, Regime], Any]
+    trained: Callable[[int, Regime], Callable[[int], Batch]]
+    judge: Judge
+    data: str
+    settle: int = 10
+    """Batches over which batch norm's statistics are measured anew before each evaluation."""

@@ -1,0 +1,82 @@
+"""The two regimes, and the data and the parents that both take from the recipe of the embedded checkpoint."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+
+from fastalter import models
+from fastalter.artifacts import atomic_path
+from fastalter.assets import EMBEDDED
+from fastalter.checkpoint import load_checkpoint
+from fastalter.comparison import Judge, Regime, Study
+from fastalter.data import load
+from fastalter.data.loading import training_batches
+from fastalter.data.nuscenes import NuScenesFrames
+from fastalter.data.synthetic.tables import TRAIN, VAL, VERSION
+from fastalter.models.bevfusion import BEVFusion
+from fastalter.training import TrainOptions
+from recipes.experiment.methods import B
+from recipes.tiny_checkpoint import MODEL, adopt
+
+SCORED = 8
+"""Samples in each of the B batches that every method scores on."""
+TUNE, REPORT = "experiment_tune", "experiment_report"
+"""Halves of the validation scenes: settings are chosen on one, the table is made on the other."""
+
+
+def trained() -> Regime:
+    """The trained fusion model is pruned, then fine-tuned."""
+    options = TrainOptions(steps=60, lr=1e-3, warmup=0.1, clip=10.0, checkpoint_every=0)
+    return Regime("trained", lambda seed: load_checkpoint(EMBEDDED).model, {"fusion": _hash(EMBEDDED)}, options, 8)
+
+
+def at_load(parents: Path) -> Regime:
+    """Single-sensor backbones go into a fresh fusion model, which is pruned before it is trained."""
+
+    def start(seed: int) -> BEVFusion:
+        model = models.build(MODEL, seed=1000 + seed)
+        adopt(model, parents)
+        return model
+
+    origin = {sensor: _hash(parents / f"{sensor}.pt") for sensor in ("camera", "lidar")}
+    options = TrainOptions(steps=300, lr=1e-3, warmup=0.1, clip=10.0, checkpoint_every=50)
+    return Regime("at load", start, origin, options, 8, before=False)
+
+
+def study(data: Path, split: str = REPORT) -> Study:
+    """Scoring and training batches from the train split, the metric on one half of the validation scenes."""
+    spec = f"nuscenes:{data}:{VERSION}:{TRAIN}"
+    config = models.config_of(MODEL)
+    judge = Judge(NuScenesFrames(data, VERSION, split, keep_unseen=True))
+    return Study(
+        scored=lambda seed, regime: load(spec, config=config, batches=B, batch_size=SCORED, seed=seed),
+        trained=lambda seed, regime: training_batches(
+            spec, config=config, batch_size=regime.batch_size, seed=500 + seed, augment=False
+        ),
+        judge=judge,
+        data=f"synthetic, {len(judge.frames)} frames of {split}",
+    )
+
+
+def write_splits(data: Path) -> None:
+    """Name the halves of the validation scenes in the dataset's splits.json."""
+    path = data / VERSION / "splits.json"
+    splits = json.loads(path.read_text())
+    scenes = splits[VAL]
+    halves = {TUNE: scenes[: len(scenes) // 2], REPORT: scenes[len(scenes) // 2 :]}
+    if {**splits, **halves} != splits:
+        with atomic_path(path) as temporary:
+            temporary.write_text(json.dumps({**splits, **halves}, indent=1))
+
+
+def _hash(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def use_one_thread() -> None:
+    """Two processes of one thread each are steadier than one of two, and a cell's bits do not depend on the load."""
+    torch.set_num_threads(1)

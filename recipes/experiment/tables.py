@@ -1,0 +1,104 @@
+"""python -m recipes.experiment.tables: the finished cells as tables in docs/results.md, beside the paper's numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fastalter.artifacts import atomic_path
+from fastalter.comparison import DENSE, Result, Row, paired, read_results, rows
+from fastalter.comparison.document import write_document
+from recipes.experiment.__main__ import RESULTS, ROOT
+
+PAGE = ROOT / "docs" / "results.md"
+BEGIN, END = "<!-- experiment: begin -->", "<!-- experiment: end -->"
+AGAINST = "deci"
+"""The method that differences are taken to."""
+
+PAPER = {
+    "altermoma": (67.3, 63.5),
+    "prospr": (64.3, 58.6),
+    "synflow": (63.2, 49.3),
+    "snip": (62.2, 50.2),
+    "imp": (59.3, 42.7),
+}
+"""mAP of BEVFusion-mit on nuScenes val at 80 and 90 % (dense 67.8), AlterMOMA's Table 1."""
+
+
+def main(
+    results: Annotated[Path, typer.Option(help="The finished cells.")] = RESULTS,
+    page: Annotated[Path, typer.Option(help="The page whose block is written anew.")] = PAGE,
+) -> None:
+    """Write the block between the markers of the page, and comparison.json beside the cells."""
+    found = read_results(results)
+    before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
+    after = rest.partition(END)[2]
+    with atomic_path(page) as temporary:
+        temporary.write_text(f"{before}{BEGIN}\n{block(found)}{END}{after}", encoding="utf-8")
+    write_document(results / "comparison.json", found)
+    print(f"wrote {page} from {len(found)} cells")
+
+
+def block(results: Sequence[Result]) -> str:
+    """The markdown between the markers."""
+    after, nds = rows(results), rows(results, "nd_score")
+    before = rows(results, when="before")
+    regimes = list(dict.fromkeys(row.regime for row in after))
+    parts = []
+    for regime in regimes:
+        of_regime = [row for row in after if row.regime == regime]
+        parts.append(f"### Regime: {regime}\n\n{_dense(of_regime)}\n\n" + _table("mAP after training", of_regime, True))
+        for title, table in (("NDS after training", nds), ("mAP before training", before)):
+            if chosen := [row for row in table if row.regime == regime and row.method != DENSE.name]:
+                parts.append(_table(title, chosen, False))
+    commits = sorted({result.get("provenance", {}).get("commit", "")[:12] for result in results})
+    hours = sum(sum(result["seconds"].values()) for result in results) / 3600
+    parts.append(f"{len(results)} cells, {hours:.1f} hours of one thread each; commits {', '.join(commits)}.\n")
+    return "\n".join(parts)
+
+
+def _dense(found: Sequence[Row]) -> str:
+    dense = [row for row in found if row.method == DENSE.name]
+    return f"Not pruned, same training: mAP {_cell(dense[0])}." if dense else "The dense network has not been run yet."
+
+
+def _table(title: str, found: Sequence[Row], compare: bool) -> str:
+    pruned = [row for row in found if row.method != DENSE.name]
+    ratios = sorted({row.ratio for row in pruned})
+    heads = [f"{100 * ratio:g} %" for ratio in ratios]
+    if compare:
+        heads += [f"{100 * ratio:g} %: ahead of {AGAINST}" for ratio in ratios] + ["paper, 80 and 90 %"]
+    lines = [f"| {title} | {' | '.join(heads)} |", "|" + "---|" * (1 + len(heads))]
+    by_place = {(row.method, row.ratio): row for row in pruned}
+    for method in dict.fromkeys(row.method for row in pruned):
+        cells = [_cell(by_place.get((method, ratio))) for ratio in ratios]
+        if compare:
+            cells += [_ahead(by_place.get((method, r)), by_place.get((AGAINST, r))) for r in ratios]
+            cells.append(" and ".join(f"{value:.1f}" for value in PAPER.get(method, ())))
+        lines.append(f"| {method} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(row: Row | None) -> str:
+    """Mean and spread in points of mAP, and the number of seeds."""
+    if row is None:
+        return ""
+    spread = "" if row.spread is None else f" ± {100 * row.spread:.1f}"
+    return f"{100 * row.mean:.1f}{spread} ({len(row.values)})"
+
+
+def _ahead(row: Row | None, other: Row | None) -> str:
+    """Difference paired by seed, its spread, and p of a paired t-test."""
+    found = paired(row, other) if row and other and row is not other else None
+    if found is None:
+        return ""
+    spread = "" if found.spread is None else f" ± {100 * found.spread:.1f}"
+    p = "" if found.p is None else f", p {found.p:.2g}"
+    return f"{100 * found.difference:+.1f}{spread}{p}"
+
+
+if __name__ == "__main__":
+    typer.run(main)

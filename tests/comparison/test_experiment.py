@@ -1,0 +1,81 @@
+"""The experiment's own parts: claims between processes, the page it writes, the controls."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+import fastalter
+from fastalter.comparison import DENSE
+from fastalter.comparison.cell import Cell
+from recipes.experiment import tables
+from recipes.experiment.__main__ import _claimed
+from recipes.experiment.controls import other_batches_in_place_of_reri
+from recipes.experiment.methods import ABLATIONS, CONTROLS, MAIN
+from tests.comparison.made import regime, result
+
+
+def test_a_claimed_cell_is_nobody_elses(tmp_path):
+    with _claimed(tmp_path / "cell") as mine:
+        assert mine
+        with _claimed(tmp_path / "cell") as other:
+            assert not other
+        assert (tmp_path / "cell").exists()
+    with _claimed(tmp_path / "cell") as again:
+        assert again
+
+
+def test_the_claim_of_a_process_that_is_gone_does_not_count(tmp_path):
+    gone = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True
+    ).stdout
+    (tmp_path / "cell").write_text(gone)
+    with _claimed(tmp_path / "cell") as mine:
+        assert mine
+
+
+def test_every_method_has_a_file_of_its_own():
+    methods = [DENSE, *MAIN, *CONTROLS, *ABLATIONS]
+    names = {Cell(regime(), method, 0.9, 0).name for method in methods}
+    assert len(names) == len(methods)
+    assert not [name for name in names if set(name) & set(" ,")]
+
+
+def test_the_block_is_written_anew_and_the_rest_of_the_page_stays(tmp_path, monkeypatch):
+    page = tmp_path / "page.md"
+    page.write_text(f"above\n{tables.BEGIN}\nold\n{tables.END}\nbelow\n")
+    found = [result("deci", 0.5), result("deci", 0.52, seed=1), result("snip", 0.6), result("snip", 0.64, seed=1)]
+    found.append(result("dense", 0.7))
+    (tmp_path / "cells").mkdir()
+    monkeypatch.setattr(tables, "read_results", lambda folder: found)
+    tables.main(tmp_path / "cells", page)
+    text = page.read_text()
+    assert text.startswith("above\n")
+    assert text.endswith(f"{tables.END}\nbelow\n")
+    assert "old" not in text
+    assert "mAP 70.0 (1)" in text
+    assert "| snip | 62.0 ± 2.8 (2) | +11.0 ± 1.4, p 0.058 | 62.2 and 50.2 |" in text
+    assert (tmp_path / "cells" / "comparison.json").exists()
+
+
+def test_the_control_is_the_difference_of_deci_on_two_halves():
+    model = fastalter.models.build("bevfusion-tiny", seed=0)
+    batches = [fastalter.data.load("synthetic", config=model.config, batches=1, batch_size=2, seed=3)[0]]
+    halves = [[_sample(batches[0], place)] for place in (0, 1)]
+    control = fastalter.score_model(model, batches, method=other_batches_in_place_of_reri, progress=False)
+    first, second = (fastalter.score_model(model, half, method="deci", progress=False) for half in halves)
+    torch.testing.assert_close(control.flat, first.flat - second.flat, rtol=0, atol=1e-9)
+    assert float((first.flat - second.flat).abs().max()) > 0
+
+
+def _sample(batch, place):
+    return replace(batch, **{name: value[place : place + 1] for name, value in vars(batch).items()})
+
+
+@pytest.mark.parametrize("method", MAIN)
+def test_the_methods_of_the_table_are_there(method):
+    assert method.criterion in fastalter.criteria.CRITERIA
