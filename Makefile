@@ -3,7 +3,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help install score test test-all lint bench kernels tiny-checkpoint pictures clean
+.PHONY: help install score test test-all browser lint bench kernels tiny-checkpoint experiment pictures clean
 
 PYTHON ?= python3.11
 VENV ?= .venv
@@ -25,13 +25,18 @@ score: install  ## score the embedded checkpoint on synthetic samples, artifacts
 	$(PY) -m fastalter.score fastalter/assets/bevfusion_tiny.pth --ratio 0.8 \
 	    --out out/scores.safetensors --mask out/mask.safetensors --plot out/kept.png
 
-test: install  ## what a change can break; minutes
+test: install browser  ## what a change can break; minutes
 	$(PYTEST) -m "not slow" --benchmark-disable tests bench
 	$(INTERPRETED) -m "not slow"
 
-test-all: install  ## everything: sanitizers, every architecture, full-size models; writes docs/test-all.txt
+test-all: install browser  ## everything: sanitizers, every architecture, full-size models; writes docs/test-all.txt
 	{ $(PYTEST) --benchmark-disable tests bench && $(INTERPRETED); } | tee $(VENV)/test-all.log
 	{ printf '%s, commit %s\n' "$$(date -u +%F)" "$$(git rev-parse --short HEAD)"; grep -E '^=*.* (passed|failed).* in ' $(VENV)/test-all.log; } > docs/test-all.txt
+
+browser:  ## a Chromium for the report's tests, where there is none (Debian, as root)
+	@for name in "$(CHROMIUM)" chromium chromium-browser google-chrome; do command -v "$$name" >/dev/null && exit 0; done; \
+	    echo "installing chromium"; apt-get update -qq && apt-get install -y -qq chromium >/dev/null || \
+	    { echo "error: no Chromium: install one, or let CHROMIUM= name it" >&2; exit 1; }
 
 lint: install  ## ruff, mypy, clang-format and the layering rules
 	$(PY) -m ruff check .
@@ -45,12 +50,17 @@ bench: install  ## time every op beside its reference and its peers, then the wh
 	$(PY) -m bench.bulk
 	$(PY) -m bench.fuse
 	$(PY) -m bench.compaction
+	$(PY) -m bench.peers
 
 kernels: install  ## compile every GPU kernel for every architecture and write docs/kernels.md
 	$(PY) -m bench.static
 
 tiny-checkpoint: install  ## make the embedded checkpoint anew: data, three trainings, evaluation; about an hour
 	$(PY) -m recipes.tiny_checkpoint
+
+experiment: install  ## every criterion, ratio, regime and seed; hours; goes on where it stopped
+	$(PY) -m recipes.experiment
+	$(PY) -m recipes.experiment.tables
 
 pictures: install  ## draw the README's pictures again
 	$(PY) -m recipes.picture docs/sample.png
@@ -73,5 +83,5 @@ $(VENV)/.build-tools: $(VENV)/.created pyproject.toml constraints.txt
 
 $(VENV)/.package: $(VENV)/.build-tools setup.py CMakeLists.txt $(CSRC)
 	@echo "installing fastalter (editable) and its tools"
-	$(PIP) install --no-build-isolation -c constraints.txt -e '.[dev]'
+	$(PIP) install --no-build-isolation -c constraints.txt -e '.[dev,peers]'
 	touch $@

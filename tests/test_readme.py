@@ -28,7 +28,8 @@ def test_the_option_table_is_the_verbs():
 
     from fastalter.score import app
 
-    table = set(re.findall(r"`(--[a-z-]+)`", README.split("## From Python")[0]))
+    rows = "\n".join(re.findall(r"^\| `.*", README.split("## From Python")[0], re.MULTILINE))
+    table = set(re.findall(r"`(--[a-z-]+)`", rows))
     options = {opt for parameter in get_command(app).params for opt in parameter.opts if opt.startswith("--")}
     assert table | {"--help"} == options | {"--help"}
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from textwrap import fill
 
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -13,6 +14,7 @@ from matplotlib.figure import Figure
 from fastalter.report.summary import BranchCount, LayerCount
 
 FORMATS = (".png", ".pdf", ".svg")
+NO_DATE: dict[str, dict[str, None]] = {"png": {}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
 
 # Okabe and Ito's palette: told apart with every kind of colour blindness.
 COLOURS = {"camera": "#0072B2", "lidar": "#E69F00", "radar": "#CC79A7", "fusion": "#009E73"}
@@ -42,7 +44,8 @@ def save_plot(path: Path, layers: Sequence[LayerCount], branches: Sequence[Branc
             top -= _height(len(rows))
     heading = fill(f"{title} (dashed: the whole branch)", width=88 * len(columns), max_lines=2, placeholder=" …")
     figure.suptitle(heading, x=0.02, y=1 - 0.12 / height, ha="left", va="top", fontsize=12)
-    figure.savefig(path, format=kind)
+    with rc_context({"svg.hashsalt": "fastalter"}):  # same counts, same bytes: no random ids, no date
+        figure.savefig(path, format=kind, metadata=NO_DATE[kind])
 
 
 def _height(rows: int) -> float:
@@ -67,14 +70,14 @@ def _panel(axes: Axes, count: BranchCount, rows: Sequence[LayerCount], colour: s
         loc="left",
         fontsize=10.5,
     )
-    axes.set_yticks(places, _labels([row.name for row in rows]), fontsize=7.2)
+    axes.set_yticks(places, short_names([row.name for row in rows]), fontsize=7.2)
     for label, fraction in zip(axes.get_yticklabels(), fractions, strict=True):
         label.set_color("#B00000" if fraction == 0 else "black")
     for place, row in zip(places, rows, strict=True):
         axes.text(
             1.01,
             place,
-            f"{_percent(row)} of {_short(row.size)}",
+            f"{percent(row)} of {short_size(row.size)}",
             va="center",
             fontsize=6.5,
             color="#B00000" if not row.kept else "#555555",
@@ -88,7 +91,7 @@ def _panel(axes: Axes, count: BranchCount, rows: Sequence[LayerCount], colour: s
     axes.spines[["top", "right", "left"]].set_visible(False)
 
 
-def _labels(names: Sequence[str]) -> list[str]:
+def short_names(names: Sequence[str]) -> list[str]:
     """Names without the modules they all start with, and cut in the middle where they stay too long to read."""
     parts = [name.split(".") for name in names]
     common = 0
@@ -98,13 +101,15 @@ def _labels(names: Sequence[str]) -> list[str]:
     return [s if len(s) <= 64 else f"{s[:28]}…{s[-35:]}" for s in short]
 
 
-def _percent(row: LayerCount) -> str:
+def percent(row: LayerCount) -> str:
+    """Kept share of a layer in words."""
     if not row.kept:
         return "nothing"
     return f"{100 * row.fraction:.0f} %" if row.fraction >= 0.005 else "<1 %"
 
 
-def _short(size: int) -> str:
+def short_size(size: int) -> str:
+    """1.23 M."""
     for unit, scale in (("M", 1_000_000), ("k", 1_000)):
         if size >= scale:
             return f"{size / scale:.3g} {unit}"

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+ERRORS = ("trans_err", "scale_err", "orient_err", "vel_err", "attr_err")
 NOT_SOURCE = (".*", "build", "dist", "out", "*.egg-info", "__pycache__", "*.so")
 
 
@@ -70,6 +71,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     assert "fastalter/triton_kernels/__init__.py" in names
     assert "fastalter/py.typed" in names
     assert {f"fastalter/assets/bevfusion_tiny.{kind}" for kind in ("pth", "json", "csv", "png")} <= set(names)
+    assert {f"fastalter/report/html/report.{kind}" for kind in ("html.jinja", "css")} <= set(names)
 
 
 PROGRAM = """
@@ -92,6 +94,14 @@ def test_the_installed_wheel_runs_an_op_in_cpp_outside_the_checkout(installed: P
 def test_the_installed_verb_reports_the_library(installed: Path) -> None:
     out = run("-m", "fastalter.env", "--json", cwd=installed.parent, PYTHONPATH=str(installed))
     assert json.loads(out)["ops"]["cpu"]["kth_value"]["serves"] == "cpp"
+
+
+def test_the_installed_verb_writes_a_report(installed: Path) -> None:
+    numbers = {"mean_ap": 0.5, "nd_score": 0.4, "tp_errors": dict.fromkeys(ERRORS, 1.0)}
+    (installed.parent / "metrics.json").write_text(json.dumps(numbers))
+    options = ("--evaluation", "metrics.json", "--out", "report.html")
+    run("-m", "fastalter.report", *options, cwd=installed.parent, PYTHONPATH=str(installed))
+    assert "0.500" in (installed.parent / "report.html").read_text(encoding="utf-8")
 
 
 def test_force_cuda_without_nvcc_is_an_error(sdist: Path, tmp_path: Path) -> None:
