@@ -5,6 +5,7 @@ An artifact is a safetensors file whose header holds one JSON document under the
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tempfile
@@ -23,6 +24,19 @@ from fastalter.errors import FastalterError
 from fastalter.version import __version__
 
 METADATA_KEY = "fastalter"
+
+
+def sha256(path: str | os.PathLike[str]) -> str:
+    """Of a whole file, hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def source_sha256(metadata: Mapping[str, Any]) -> str | None:
+    """Of the checkpoint that an artifact says it was made from; None where it does not say."""
+    checkpoint = metadata.get("checkpoint")
+    found = checkpoint.get("sha256") if isinstance(checkpoint, dict) else None
+    return found if isinstance(found, str) else None
 
 
 @contextmanager

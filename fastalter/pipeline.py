@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_args
 
-from fastalter.errors import BackendError, CheckpointError, DataError, MaskError, ScoringError
+from fastalter.errors import CheckpointError, DataError, MaskError, ScoringError
+from fastalter.options import check_device, check_least
 from fastalter.outputs import check_outputs, write_all
 from fastalter.report.progress import ProgressFunction
 from fastalter.report.summary import branch_counts, layer_counts
@@ -73,9 +73,7 @@ def check_options(options: ScoreOptions) -> None:
         raise CheckpointError("nothing to score: give a checkpoint file, or --model bevfusion-tiny for random weights")
     if not 0 <= options.ratio < 1:
         raise MaskError(f"--ratio {options.ratio:g} is outside [0, 1): give the fraction to remove, such as 0.8")
-    for name, least in (("batches", 1), ("batch_size", 1), ("sweeps", 0), ("seed", 0)):
-        if not least <= getattr(options, name) < 2**63:
-            raise DataError(f"{_flag(name)} {getattr(options, name)}: give {least} or more, below 2**63")
+    check_least(options, batches=1, batch_size=1, sweeps=0, seed=0)
     for name in ("lr", "alpha", "beta"):
         if not math.isfinite(getattr(options, name)):
             raise ScoringError(f"{_flag(name)} {getattr(options, name)}: give a finite number")
@@ -91,8 +89,6 @@ def check_options(options: ScoreOptions) -> None:
 
 def _check_choices(options: ScoreOptions) -> None:
     """Last, because the lists of choices come with torch."""
-    import torch
-
     from fastalter.altermoma import ReriData
     from fastalter.criteria import CRITERIA
     from fastalter.criteria.settings import bound_settings
@@ -102,9 +98,7 @@ def _check_choices(options: ScoreOptions) -> None:
     bound_settings(options.method, CRITERIA[options.method], parse_settings(options.settings))
     _choice("--reri-data", options.reri_data, get_args(ReriData))
     _choice("--bn", options.bn, get_args(Bn))
-    _choice("--device", options.device, ("cpu", "cuda"))
-    if options.device == "cuda" and not torch.cuda.is_available():
-        raise BackendError("--device cuda: torch sees no CUDA device here; use --device cpu")
+    check_device(options.device)
 
 
 def parse_image_size(text: str | None) -> tuple[int, int] | None:
@@ -150,17 +144,9 @@ def score_checkpoint(options: ScoreOptions, progress: ProgressFunction = lambda 
     from fastalter.fusion.preserve import Bn
 
     clock = Clock()
-
-    @contextmanager
-    def step(name: str) -> Iterator[None]:
-        progress(name, 0, 1)
-        with clock.stage(name):
-            yield
-        progress(name, 1, 1)
-
-    with step("load checkpoint" if options.checkpoint else "build model"):
+    with clock.step("load checkpoint" if options.checkpoint else "build model", progress):
         model, origin, notes = _load_model(options)
-    with step("open data"):
+    with clock.step("open data", progress):
         batches = _load_batches(options, model.config)
     scores = fastalter.score_model(
         model.to(options.device),
@@ -182,12 +168,12 @@ def score_checkpoint(options: ScoreOptions, progress: ProgressFunction = lambda 
     scores.metadata.update(origin)
     size = model.config.camera.image_size
     scores.metadata["settings"].update(batch_size=options.batch_size, image_size=list(size), sweeps=options.sweeps)
-    with step("mask"):
+    with clock.step("mask", progress):
         mask = scores.mask(ratio=options.ratio)
     mask.metadata.update(origin)
     remarks = data_remarks(scores.metadata)
     run = ScoreRun(scores, mask, clock.seconds, notes, [*scores.metadata["warnings"], *remarks])
-    with step("write"):
+    with clock.step("write", progress):
         run.written.extend(write_all(_writers(options, run)))
     return run
 

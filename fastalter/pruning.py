@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastalter.artifacts import sha256, source_sha256
 from fastalter.errors import MaskError
 from fastalter.outputs import check_outputs, write_all
 from fastalter.report.progress import ProgressFunction
@@ -110,19 +110,11 @@ def prune_checkpoint(options: PruneOptions, progress: ProgressFunction = lambda 
     from fastalter.masks import prune_model
 
     clock = Clock()
-
-    @contextmanager
-    def step(name: str) -> Iterator[None]:
-        progress(name, 0, 1)
-        with clock.stage(name):
-            yield
-        progress(name, 1, 1)
-
-    with step("read mask" if options.mask else "make mask"):
+    with clock.step("read mask" if options.mask else "make mask", progress):
         mask = _mask(options)
-    with step("load checkpoint"):
+    with clock.step("load checkpoint", progress):
         loaded = load_checkpoint(options.checkpoint, model=options.model)
-    with step("prune"):
+    with clock.step("prune", progress):
         try:
             prune_model(loaded.model, mask).remove()
         except MaskError as error:
@@ -136,7 +128,7 @@ def prune_checkpoint(options: PruneOptions, progress: ProgressFunction = lambda 
         notes=[*loaded.notes, *_notes(options, mask)],
         warnings=[*(f"{reason} (--force)" for reason in forced), *lost_layers(layer_counts(mask))],
     )
-    with step("write"):
+    with clock.step("write", progress):
         run.written.extend(write_all(_writers(options, loaded, run)))
     return run
 
@@ -157,15 +149,14 @@ def show_pruned(run: PruneRun, *, as_json: bool) -> None:
 def branches_of(model: BEVFusion, mask: Mask) -> dict[str, dict[str, int]]:
     """Branch -> learned parameters of the model in it, and how many of them the mask covers."""
     from fastalter.fusion import adapt, find_weights
+    from fastalter.fusion.weights import branch_counts
 
     fusion = adapt(model)
-    weights = find_weights(fusion)
+    counts = branch_counts(fusion, find_weights(fusion))
+    covered = mask.layout.entries
     return {
-        branch: {
-            "parameters": sum(w.parameter.numel() for w in weights if w.branch == branch and w.learned),
-            "prunable": sum(entry.size for entry in mask.layout.entries if entry.branch == branch),
-        }
-        for branch in fusion.branch_names
+        branch: {**count, "prunable": sum(entry.size for entry in covered if entry.branch == branch)}
+        for branch, count in counts.items()
     }
 
 
@@ -188,7 +179,7 @@ def _check_origin(options: PruneOptions, mask: Mask, loaded: Loaded) -> list[str
     from fastalter.assets import provenance
 
     source = options.source
-    made_from = _sha256_of(mask)
+    made_from = source_sha256(mask.metadata)
     reasons = {}
     if made_from is not None and made_from != loaded.sha256:
         told = mask.metadata["checkpoint"].get("path", "another file")
@@ -206,19 +197,12 @@ def _check_origin(options: PruneOptions, mask: Mask, loaded: Loaded) -> list[str
     return list(reasons)
 
 
-def _sha256_of(mask: Mask) -> str | None:
-    """Of the checkpoint that the mask says it was made from."""
-    checkpoint = mask.metadata.get("checkpoint")
-    found = checkpoint.get("sha256") if isinstance(checkpoint, dict) else None
-    return found if isinstance(found, str) else None
-
-
 def _notes(options: PruneOptions, mask: Mask) -> list[str]:
     notes = []
     untold = [name for name in TOLD if name not in mask.metadata and name != "checkpoint"]
     if untold:
         notes.append(f"{options.source} does not say its {', '.join(untold)}")
-    if _sha256_of(mask) is None:
+    if source_sha256(mask.metadata) is None:
         notes.append(
             f"{options.source} does not say which checkpoint it was made from: only names and shapes are checked"
         )
@@ -278,9 +262,3 @@ def _writers(options: PruneOptions, loaded: Loaded, run: PruneRun) -> Mapping[Pa
     if options.mask_out is not None:
         writers[options.mask_out] = save_mask
     return {**writers, options.record: save_record}
-
-
-def sha256(path: Path) -> str:
-    """Of a whole file, hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

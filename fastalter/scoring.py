@@ -13,10 +13,10 @@ from fastalter.altermoma import Batches, Clock, Progress, Reactivation, ReriData
 from fastalter.criteria import CRITERIA, Criterion, Options, Problem, Ranking, Scores
 from fastalter.criteria.settings import bound_settings, criterion_of, described
 from fastalter.errors import ScoringError
-from fastalter.fusion import FusionModel, Weight, adapt, find_weights
+from fastalter.fusion import FusionModel, adapt, find_weights
 from fastalter.fusion.adapt import Loss
 from fastalter.fusion.preserve import Bn, preserved, require_grad, scoring_mode
-from fastalter.fusion.weights import Prunable
+from fastalter.fusion.weights import Prunable, branch_counts
 from fastalter.masks import keep_count
 
 
@@ -94,7 +94,7 @@ def score_model(
         "seed": seed,
         "settings": _settings(method, options, bn) | described(bound),
         "batches": len(data),
-        "branches": _branch_counts(fusion, weights),
+        "branches": branch_counts(fusion, weights),
         "seconds": dict(clock.seconds),
         "network_seconds": clock.network_seconds,
         "warnings": [*fusion.notes, *ranking.warnings],
@@ -136,17 +136,6 @@ def _settings(method: str | Criterion, options: Options, bn: str) -> dict[str, A
         "reri_data": options.reri_data,
         "bn": bn,
         "direct": options.direct,
-    }
-
-
-def _branch_counts(fusion: FusionModel, weights: list[Weight]) -> dict[str, dict[str, int]]:
-    """Learned parameters (geometry left out) and prunable weights of every branch."""
-    return {
-        branch: {
-            "parameters": sum(w.parameter.numel() for w in weights if w.branch == branch and w.learned),
-            "prunable": sum(w.parameter.numel() for w in weights if w.branch == branch and w.prunable),
-        }
-        for branch in fusion.branch_names
     }
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 import time
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from fastalter.artifacts import atomic_path
+from fastalter.artifacts import atomic_path, sha256
 from fastalter.checkpoint import save_checkpoint
 from fastalter.models.bevfusion import BEVFusion
 from fastalter.report.environment import gather
@@ -34,7 +33,7 @@ def write_assets(assets: Path, work: Path, model: BEVFusion, results: dict[str, 
         "command": COMMAND,
         "date": time.strftime("%Y-%m-%d"),
         "commit": (work / "commit").read_text(),
-        "sha256": hashlib.sha256(checkpoint.read_bytes()).hexdigest(),
+        "sha256": sha256(checkpoint),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "settings": settings,
         "seconds": json.loads((work / "seconds.json").read_text()),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 
@@ -22,6 +22,14 @@ class Clock:
             yield
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
+
+    @contextmanager
+    def step(self, name: str, progress: Callable[[str, int, int], None]) -> Iterator[None]:
+        """Time a stage of one step, and show its beginning and its end."""
+        progress(name, 0, 1)
+        with self.stage(name):
+            yield
+        progress(name, 1, 1)
 
     @contextmanager
     def network(self) -> Iterator[None]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastalter.errors import DataError, ScoringError
+from fastalter.options import check_device, check_least
 from fastalter.report.progress import ProgressFunction
 
 if TYPE_CHECKING:
@@ -87,9 +88,8 @@ def check_options(options: CompareOptions) -> None:
     for ratio in options.ratios:
         if not 0 < ratio < 1:
             raise DataError(f"--ratios: {ratio:g} is outside (0, 1); give fractions to remove, such as 0.8,0.9")
-    for name in ("seeds", "batches", "batch_size", "steps"):
-        if getattr(options, name) < 1:
-            raise DataError(f"--{name.replace('_', '-')} {getattr(options, name)}: give 1 or more")
+    check_least(options, seeds=1, batches=1, batch_size=1, steps=1, sweeps=0)
+    check_device(options.device)
 
 
 def _plan(options: CompareOptions) -> tuple[Study, list[Cell], list[str]]:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from fastalter.altermoma import Clock
 from fastalter.comparison.cell import Cell, Result
 from fastalter.comparison.study import Study
 from fastalter.criteria import Scores
@@ -31,16 +30,7 @@ class Work:
 
     folder: Path
     progress: ProgressFunction = lambda stage, done, total: None
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
-        """Add the block's wall time to `seconds`."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[stage] = round(self.seconds.get(stage, 0.0) + time.perf_counter() - start, 1)
+    clock: Clock = field(default_factory=Clock)
 
 
 def run_cell(cell: Cell, study: Study, work: Work) -> Result:
@@ -58,7 +48,7 @@ def run_cell(cell: Cell, study: Study, work: Work) -> Result:
     batches = study.trained(cell.seed, cell.regime)
     mask = None
     if cell.method.criterion is not None:
-        with work.timed("score"):
+        with work.clock.stage("score"):
             mask = scored(cell, study, work, model).mask(cell.ratio)
     folder = work.folder / "cells" / cell.name
     before = None
@@ -67,7 +57,7 @@ def run_cell(cell: Cell, study: Study, work: Work) -> Result:
     if cell.regime.before:
         _settle(model, batches, study, work)
         before = _judged(model, study, work, folder / "before")
-    with work.timed("train"):
+    with work.clock.stage("train"):
         options = replace(cell.regime.options, seed=cell.seed)
         resume = (folder / "training" / "last.pt").exists()
         finetune_model(model, batches, mask, options=options, folder=folder / "training", resume=resume)
@@ -85,7 +75,7 @@ def run_cell(cell: Cell, study: Study, work: Work) -> Result:
         "after": after,
         "dropped": dropped,
         "kept": None if mask is None else _shares(mask),
-        "seconds": dict(work.seconds),
+        "seconds": {stage: round(seconds, 1) for stage, seconds in work.clock.seconds.items()},
     }
 
 
@@ -120,12 +110,12 @@ def _scoring_key(cell: Cell, study: Study) -> str:
 
 
 def _settle(model: nn.Module, batches: Callable[[int], Batch], study: Study, work: Work) -> None:
-    with work.timed("settle"):
-        recalibrate(model, (batches(step) for step in range(study.settle)))
+    with work.clock.stage("settle"):
+        recalibrate(model, batches, count=study.settle)
 
 
 def _judged(model: nn.Module, study: Study, work: Work, folder: Path, drop: str | None = None) -> dict[str, Any]:
-    with work.timed("evaluate"):
+    with work.clock.stage("evaluate"):
         found = evaluate_model(
             model, study.judge.frames, batch_size=study.judge.batch_size, drop=drop, folder=folder
         ).to_dict()

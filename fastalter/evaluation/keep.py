@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastalter.artifacts import atomic_path
+from fastalter.artifacts import atomic_path, sha256
 from fastalter.errors import DataError
 from fastalter.tasks.detection.evaluate import DetectionResult, check_split
 from fastalter.version import __version__
@@ -43,7 +43,7 @@ def read_state(folder: Path, facts: Mapping[str, Any]) -> DetectionResult | None
     """The numbers kept in a folder if they were made from the same facts and its results.json is whole, else None."""
     try:
         kept = json.loads((folder / STATE).read_text(encoding="utf-8"))
-        if kept["facts"] != json.loads(json.dumps(facts)) or kept["results"] != _hash(folder / "results.json"):
+        if kept["facts"] != json.loads(json.dumps(facts)) or kept["results"] != sha256(folder / "results.json"):
             return None
         return DetectionResult.from_dict(kept["numbers"]) if (folder / "metrics_summary.json").is_file() else None
     except (OSError, ValueError, KeyError, TypeError, DataError):
@@ -52,7 +52,7 @@ def read_state(folder: Path, facts: Mapping[str, Any]) -> DetectionResult | None
 
 def write_state(folder: Path, facts: Mapping[str, Any], result: DetectionResult) -> None:
     """Mark a state finished."""
-    document = {"facts": facts, "numbers": result.to_dict(), "results": _hash(folder / "results.json")}
+    document = {"facts": facts, "numbers": result.to_dict(), "results": sha256(folder / "results.json")}
     _write(folder / STATE, document)
 
 
@@ -73,8 +73,3 @@ def make_folder(folder: Path) -> None:
 def _write(path: Path, document: Mapping[str, Any]) -> None:
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastalter.artifacts import sha256
 from fastalter.errors import DataError, MaskError
 from fastalter.options import check_device, check_folder, check_least
 from fastalter.outputs import check_outputs, write_all
@@ -215,7 +215,7 @@ def _writers(
 
     def checkpoint(path: Path) -> None:
         loaded.save(path, model)
-        facts["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+        facts["sha256"] = sha256(path)
 
     def provenance(path: Path) -> None:
         path.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")

@@ -91,6 +91,17 @@ def find_weights(fusion: FusionModel, prunable: Prunable | None = None) -> list[
     return weights
 
 
+def branch_counts(fusion: FusionModel, weights: list[Weight]) -> dict[str, dict[str, int]]:
+    """Learned parameters (geometry left out) and prunable weights of every branch."""
+    return {
+        branch: {
+            "parameters": sum(w.parameter.numel() for w in weights if w.branch == branch and w.learned),
+            "prunable": sum(w.parameter.numel() for w in weights if w.branch == branch and w.prunable),
+        }
+        for branch in fusion.branch_names
+    }
+
+
 def _branch(fusion: FusionModel, names: list[str]) -> str:
     found = {_branch_of_name(fusion, name) for name in names}
     if len(found) == 1:

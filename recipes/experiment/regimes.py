@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 
 import torch
 
 from fastalter import models
-from fastalter.artifacts import atomic_path
+from fastalter.artifacts import atomic_path, sha256
 from fastalter.assets import EMBEDDED
 from fastalter.checkpoint import load_checkpoint
 from fastalter.comparison import Judge, Regime, Study
@@ -31,7 +30,7 @@ TUNE, REPORT = "experiment_tune", "experiment_report"
 def trained() -> Regime:
     """The trained fusion model is pruned, then fine-tuned."""
     options = TrainOptions(steps=60, lr=1e-3, warmup=0.1, clip=10.0, checkpoint_every=0)
-    return Regime("trained", lambda seed: load_checkpoint(EMBEDDED).model, {"fusion": _hash(EMBEDDED)}, options, 8)
+    return Regime("trained", lambda seed: load_checkpoint(EMBEDDED).model, {"fusion": sha256(EMBEDDED)}, options, 8)
 
 
 def at_load(parents: Path) -> Regime:
@@ -42,7 +41,7 @@ def at_load(parents: Path) -> Regime:
         adopt(model, parents)
         return model
 
-    origin = {sensor: _hash(parents / f"{sensor}.pt") for sensor in ("camera", "lidar")}
+    origin = {sensor: sha256(parents / f"{sensor}.pt") for sensor in ("camera", "lidar")}
     options = TrainOptions(steps=300, lr=1e-3, warmup=0.1, clip=10.0, checkpoint_every=50)
     return Regime("at load", start, origin, options, 8, before=False)
 
@@ -71,10 +70,6 @@ def write_splits(data: Path) -> None:
     if {**splits, **halves} != splits:
         with atomic_path(path) as temporary:
             temporary.write_text(json.dumps({**splits, **halves}, indent=1))
-
-
-def _hash(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def use_one_thread() -> None:

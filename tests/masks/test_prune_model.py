@@ -109,29 +109,16 @@ def trained_by_hand(net: Net, mask: Mask, x: Tensor, make: Step, steps: int = 4)
 @pytest.mark.parametrize("foreach", [False, True])
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_optimizer_leaves_the_zeros_and_trains_the_rest_as_by_hand(name: str, foreach: bool) -> None:
-    net, mask, x = net_and_mask()
-
-    def make(model: nn.Module) -> optimizer.Optimizer:
-        return OPTIMIZERS[name](list(model.parameters()), foreach)
-
-    expected = trained_by_hand(net, mask, x, make)
-    fastalter.prune_model(net, mask)
-    opt = make(net)
-    for _ in range(4):
-        opt.zero_grad()
-        backward(net, x)
-        opt.step()
-        zeros_of(net, mask)
-    same_weights(net, expected)
+    trains_as_by_hand(lambda model: OPTIMIZERS[name](list(model.parameters()), foreach))
 
 
 @pytest.mark.parametrize("name", FUSED)
 def test_fused_optimizers_too(name: str) -> None:
+    trains_as_by_hand(lambda model: FUSED[name](list(model.parameters())))
+
+
+def trains_as_by_hand(make: Callable[[nn.Module], optimizer.Optimizer]) -> None:
     net, mask, x = net_and_mask()
-
-    def make(model: nn.Module) -> optimizer.Optimizer:
-        return FUSED[name](list(model.parameters()))
-
     expected = trained_by_hand(net, mask, x, make)
     fastalter.prune_model(net, mask)
     opt = make(net)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from fastalter.artifacts import source_sha256
 from fastalter.errors import DataError, MaskError
 from fastalter.outputs import check_outputs, write_all
 from fastalter.report.progress import ProgressFunction
@@ -127,7 +128,7 @@ def _check_pair(options: ReportOptions, scores: Scores, mask: Mask) -> None:
     """The mask must be of these scores: same weights, same checkpoint, same run."""
     if mask.layout.to_json() != scores.layout.to_json():
         raise MaskError(f"{options.mask} and {options.scores} are of different models; give the mask of these scores")
-    mine, other = _sha256(scores.metadata), _sha256(mask.metadata)
+    mine, other = source_sha256(scores.metadata), source_sha256(mask.metadata)
     if mine and other and mine != other:
         raise MaskError(
             f"{options.mask} was made from checkpoint {other[:12]}, {options.scores} from {mine[:12]}; "
@@ -146,12 +147,6 @@ def _brief(value: object) -> str:
     return words if len(words) <= 60 else f"{words[:57]}..."
 
 
-def _sha256(metadata: dict[str, Any]) -> str | None:
-    checkpoint = metadata.get("checkpoint")
-    found = checkpoint.get("sha256") if isinstance(checkpoint, dict) else None
-    return found if isinstance(found, str) else None
-
-
 def _features(options: ReportOptions, scores: Scores, mask: Mask | None, progress: ProgressFunction) -> Features:
     """The maps of Figure 3, by the settings that the scores were made with."""
     from fastalter.altermoma import Reactivation
@@ -167,7 +162,7 @@ def _features(options: ReportOptions, scores: Scores, mask: Mask | None, progres
     progress("load checkpoint", 0, 1)
     loaded = load_checkpoint(options.checkpoint, image_size=tuple(size) if size else None)
     progress("load checkpoint", 1, 1)
-    made_from = _sha256(scores.metadata)
+    made_from = source_sha256(scores.metadata)
     if made_from is not None and made_from != loaded.sha256:
         raise MaskError(
             f"{options.scores} was made from checkpoint {made_from[:12]}, not from {options.checkpoint} "
