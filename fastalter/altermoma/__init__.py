@@ -5,7 +5,7 @@ from fastalter.altermoma.altermoma import AlternateMasking, Progress, ReriData
 from fastalter.altermoma.arena import Arena, Entry, Layout
 from fastalter.altermoma.batches import Batches
 from fastalter.altermoma.clock import Clock
-from fastalter.altermoma.passes import Backward, DirectPasses, Gradients, SharedPasses
+from fastalter.altermoma.passes import Backward, DirectPasses, Gradients, SharedPasses, Stage
 from fastalter.altermoma.reactivation import Reactivation
 
 __all__ = [
@@ -23,5 +23,6 @@ __all__ = [
     "Reactivation",
     "ReriData",
     "SharedPasses",
+    "Stage",
     "alter_eva",
 ]

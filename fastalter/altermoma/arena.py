@@ -96,9 +96,19 @@ class Accumulator:
 
     def add(self, gradients: dict[str, Tensor]) -> None:
         """Add gradients by weight name; names outside the arena or of the skipped branch are passed over."""
+        views, values = self._matching(gradients)
+        if views:
+            torch._foreach_add_(views, values)
+
+    def add_squares(self, gradients: dict[str, Tensor]) -> None:
+        """Add the squares of gradients, as `add` adds them."""
+        views, values = self._matching(gradients)
+        if views:
+            torch._foreach_addcmul_(views, values, values)
+
+    def _matching(self, gradients: dict[str, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         names = [name for name in gradients if name in self._views]
-        if names:
-            torch._foreach_add_([self._views[n] for n in names], [gradients[n].to(self.flat.dtype) for n in names])
+        return [self._views[n] for n in names], [gradients[n].to(self.flat.dtype) for n in names]
 
     def scale(self, factor: float) -> None:
         """Sum -> mean."""

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from fastalter.comparison.cell import Cell, Result
     from fastalter.comparison.study import Study
 
-PER_RATIO = ("imp", "synflow")
+PER_RATIO = ("imp", "synflow", "modalfisher")
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from fastalter.criteria.altermoma import altermoma
 from fastalter.criteria.deci import deci
 from fastalter.criteria.imp import imp
 from fastalter.criteria.magnitude import magnitude
+from fastalter.criteria.modalfisher import modalfisher
 from fastalter.criteria.problem import Criterion, Options, Problem, Ranking
 from fastalter.criteria.prospr import prospr
 from fastalter.criteria.random import random
@@ -20,6 +21,7 @@ CRITERIA: dict[str, Criterion] = {
     "synflow": synflow,
     "prospr": prospr,
     "imp": imp,
+    "modalfisher": modalfisher,
 }
 
 __all__ = ["CRITERIA", "Criterion", "Options", "Problem", "Ranking", "Scores", *CRITERIA]

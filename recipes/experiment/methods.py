@@ -16,6 +16,7 @@ def _altermoma(name: str, *, lr: float = LR, batches: int = B, **arguments: obje
 
 
 MAIN = [
+    Method("modalfisher", "modalfisher", per_ratio=True),
     _altermoma("altermoma"),
     _altermoma("altermoma-paper", reri_data="paper"),
     Method("deci", "deci"),

@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 from torch.func import functional_call
 
 from fastalter.errors import ScoringError
+from fastalter.fusion import adapt, find_weights
 from tests.altermoma.oracle import gradients, mode
 from tests.criteria.cases import Case, assert_close, highest
 
@@ -286,27 +287,32 @@ def imp_oracle(case: Case, ratio: float, rounds: int, steps: int, lr: float) -> 
     size = sum(a.numel() for a in alive.values())
     for r in range(1, rounds + 1):
         net = mode(copy.deepcopy(case.net), "train")
-        weights, learned = case.prunable(net), [p for p in net.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(
-            [
-                {"params": [p for p in learned if p.ndim > 1], "weight_decay": 0.01},
-                {"params": [p for p in learned if p.ndim <= 1], "weight_decay": 0.0},
-            ],
-            lr=lr,
-            betas=(0.9, 0.99),
-        )
-        for step in range(steps):
-            with torch.no_grad():
-                for name, parameter in weights.items():
-                    parameter.mul_(alive[name])
-            optimizer.zero_grad()
-            case.loss(net, case.batches[step % len(case.batches)]).backward()
-            for name, parameter in weights.items():
-                parameter.grad *= alive[name]  # type: ignore[operator]
-            optimizer.step()
-        score = {name: p.detach().abs() * alive[name] for name, p in weights.items()}
+        train_held(case, net, alive, steps, lr)
+        score = {name: p.detach().abs() * alive[name] for name, p in case.prunable(net).items()}
         alive = highest(score, alive, round(size * (1 - ratio) ** (r / rounds)))
     return score, alive
+
+
+def train_held(case: Case, net: nn.Module, alive: dict[str, Tensor], steps: int, lr: float) -> None:
+    """AdamW as the trainer makes it, on what is alive."""
+    weights, learned = case.prunable(net), [p for p in net.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [p for p in learned if p.ndim > 1], "weight_decay": 0.01},
+            {"params": [p for p in learned if p.ndim <= 1], "weight_decay": 0.0},
+        ],
+        lr=lr,
+        betas=(0.9, 0.99),
+    )
+    for step in range(steps):
+        with torch.no_grad():
+            for name, parameter in weights.items():
+                parameter.mul_(alive[name])
+        optimizer.zero_grad()
+        case.loss(net, case.batches[step % len(case.batches)]).backward()
+        for name, parameter in weights.items():
+            parameter.grad *= alive[name]  # type: ignore[operator]
+        optimizer.step()
 
 
 @pytest.mark.parametrize("rounds", [1, 3])
@@ -333,3 +339,63 @@ def test_a_training_that_diverges_is_said_with_its_round() -> None:
         Case("small").score("imp", settings={"lr": 1e200})
     with pytest.raises(ScoringError, match=r"prospr, after \d inner steps: batch .* or lower lr"):
         Case("small").score("prospr", settings={"lr": 1e200, "order": "first"})
+    with pytest.raises(ScoringError, match=r"modalfisher, round 2, step \d+: batch .* or lower lr"):
+        Case("small").score("modalfisher", settings={"lr": 1e200})
+
+
+# ---- modalfisher ----------------------------------------------------------------------------------------------------
+
+
+def fisher(case: Case, net: nn.Module, alive: dict[str, Tensor], masked: str | None) -> dict[str, Tensor]:
+    """theta^2 sum_b g_b^2 of what is alive with one branch's parameters at zero, over its sum."""
+    branches = {w.name: w.branch for w in find_weights(adapt(net, **case.arguments))}
+    gone = [name for name, branch in branches.items() if branch == masked]
+    found = {name: torch.zeros_like(p) for name, p in case.prunable(net).items()}
+    for batch in case.batches:
+        grads = gradients(net, case.loss, [batch], gone, "train")
+        for name, p in case.prunable(net).items():
+            if name not in gone:
+                found[name] += (p * grads[name] * alive[name]).detach() ** 2
+    total = sum(float(f.sum()) for f in found.values())
+    return {name: f / total for name, f in found.items()}
+
+
+def modalfisher_oracle(
+    case: Case, ratio: float, rounds: int, share: float, steps: int, lr: float
+) -> tuple[dict[str, Tensor], ...]:
+    """The last round's scores, and which weights stay."""
+    net = mode(copy.deepcopy(case.net), "train")
+    alive = {name: torch.ones_like(p, dtype=torch.bool) for name, p in case.prunable(net).items()}
+    size = sum(a.numel() for a in alive.values())
+    for r in range(1, rounds + 1):
+        now, *masked = (fisher(case, net, alive, m) for m in (None, "camera", "lidar"))
+        score = {n: (1 - share) * now[n] + share * sum(m[n] for m in masked) / 2 for n in now}
+        alive = highest(score, alive, round(size * (1 - ratio) ** (r / rounds)))
+        with torch.no_grad():
+            for name, parameter in case.prunable(net).items():
+                parameter.mul_(alive[name])
+        train_held(case, net, alive, steps if r < rounds else 0, lr)
+    return score, alive
+
+
+@pytest.mark.parametrize(("rounds", "share", "steps"), [(1, 0.2, 5), (3, 0.2, 5), (3, 0.0, 2), (2, 1.0, 0)])
+@pytest.mark.parametrize("name", ["small", "user"])
+def test_modalfisher_against_a_loop(name: str, rounds: int, share: float, steps: int) -> None:
+    case = Case(name)
+    settings = {"rounds": rounds, "share": share, "steps": steps, "lr": 0.02}
+    expected, alive = modalfisher_oracle(case, 0.7, **settings)
+    for direct in (False, True):
+        scores = case.score("modalfisher", settings=settings, ratio=0.7, direct=direct)
+        assert_close(scores_of_the_living(scores), {n: e * (e > 0) for n, e in expected.items()})
+        mask = scores.mask(0.7)
+        assert all(torch.equal(mask[n], kept) for n, kept in alive.items())
+
+
+def test_a_square_that_overflows_is_said_with_weight_round_and_state() -> None:
+    case = Case("small", torch.float32)
+    loss = case.net.loss
+    case.net.loss = lambda batch: {name: 1e25 * value for name, value in loss(batch).items()}
+    with pytest.raises(
+        ScoringError, match=r"modalfisher, round 1: .*weight: the square .* nothing masked is not finite"
+    ):
+        case.score("modalfisher")

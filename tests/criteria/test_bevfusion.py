@@ -22,6 +22,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "synflow": {"iterations": 2},
     "prospr": {"steps": 1},
     "imp": {"rounds": 2, "steps": 1},
+    "modalfisher": {"rounds": 2, "steps": 1},
 }
 
 

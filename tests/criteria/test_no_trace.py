@@ -16,6 +16,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "synflow": {"iterations": 3},
     "prospr": {"steps": 2},
     "imp": {"rounds": 2, "steps": 2},
+    "modalfisher": {"rounds": 2, "steps": 2},
 }
 
 
@@ -52,7 +53,14 @@ class Fails(nn.Module):
 
 @pytest.mark.parametrize(
     ("method", "fails_at"),
-    [("deci", 2), ("snip", 2), *(("synflow", n) for n in (1, 3)), *(("prospr", n) for n in range(1, 5)), ("imp", 4)],
+    [
+        ("deci", 2),
+        ("snip", 2),
+        *(("synflow", n) for n in (1, 3)),
+        *(("prospr", n) for n in range(1, 5)),
+        ("imp", 4),
+        *(("modalfisher", n) for n in (2, 4, 11)),
+    ],
 )
 def test_an_exception_in_the_middle_leaves_no_trace(method: str, fails_at: int) -> None:
     case = Case("small")
@@ -80,7 +88,7 @@ def test_two_runs_are_bitwise_equal() -> None:
 
 def test_progress_ends_where_it_said_it_would() -> None:
     case = Case("small")
-    for method in ("deci", "synflow", "prospr", "imp"):
+    for method in ("deci", "synflow", "prospr", "imp", "modalfisher"):
         seen: dict[str, list[tuple[int, int]]] = {}
         case.score(
             method,
