@@ -42,8 +42,9 @@ def at_load(parents: Path) -> Regime:
         return model
 
     origin = {sensor: sha256(parents / f"{sensor}.pt") for sensor in ("camera", "lidar")}
-    options = TrainOptions(steps=300, lr=1e-3, warmup=0.1, clip=10.0, checkpoint_every=50)
-    return Regime("at load", start, origin, options, 8, before=False)
+    options = TrainOptions(steps=300, lr=2e-3, warmup=0.1, clip=10.0, checkpoint_every=50)
+    # 60 steps of 8 leave every method at mAP .01; 240 of 4 bring a 90 % mask to .20 (tuning scenes).
+    return Regime("at load", start, origin, options, 4, before=False)
 
 
 def study(data: Path, split: str = REPORT) -> Study:
