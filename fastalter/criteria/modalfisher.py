@@ -25,7 +25,7 @@ from fastalter.criteria.removal import Removal
 from fastalter.errors import ScoringError
 
 
-def modalfisher(problem: Problem, *, rounds: int = 5, share: float = 0.2, steps: int = 5, lr: float = 5e-4) -> Ranking:
+def modalfisher(problem: Problem, *, rounds: int = 5, share: float = 0.2, steps: int = 10, lr: float = 1e-3) -> Ranking:
     """Scores for the run's ratio alone: S of the last round, of what the rounds before it left.
 
     rounds  scorings; after round r (1 - ratio)^(r / rounds) of the weights are left
