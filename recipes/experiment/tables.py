@@ -15,8 +15,8 @@ from recipes.experiment.__main__ import RESULTS, ROOT
 
 PAGE = ROOT / "docs" / "results.md"
 BEGIN, END = "<!-- experiment: begin -->", "<!-- experiment: end -->"
-AGAINST = "deci"
-"""The method that differences are taken to."""
+OWN = "modalfisher"
+"""The method whose lead over each other one is shown."""
 
 PAPER = {
     "altermoma": (67.3, 63.5),
@@ -70,13 +70,13 @@ def _table(title: str, found: Sequence[Row], compare: bool) -> str:
     ratios = sorted({row.ratio for row in pruned})
     heads = [f"{100 * ratio:g} %" for ratio in ratios]
     if compare:
-        heads += [f"{100 * ratio:g} %: ahead of {AGAINST}" for ratio in ratios] + ["paper, 80 and 90 %"]
+        heads += [f"{100 * ratio:g} %: {OWN} ahead by" for ratio in ratios] + ["paper, 80 and 90 %"]
     lines = [f"| {title} | {' | '.join(heads)} |", "|" + "---|" * (1 + len(heads))]
     by_place = {(row.method, row.ratio): row for row in pruned}
     for method in dict.fromkeys(row.method for row in pruned):
         cells = [_cell(by_place.get((method, ratio))) for ratio in ratios]
         if compare:
-            cells += [_ahead(by_place.get((method, r)), by_place.get((AGAINST, r))) for r in ratios]
+            cells += [_ahead(by_place.get((OWN, r)), by_place.get((method, r))) for r in ratios]
             cells.append(" and ".join(f"{value:.1f}" for value in PAPER.get(method, ())))
         lines.append(f"| {method} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
