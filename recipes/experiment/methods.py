@@ -37,6 +37,7 @@ CONTROLS = [
 ]
 
 ABLATIONS = [
+    Method("modalfisher share 0", "modalfisher", settings={"share": 0.0}, per_ratio=True),
     _altermoma("beta 0.5", beta=0.5),
     _altermoma("beta 2", beta=2.0),
     _altermoma("lr 1e-2", lr=1e-2),
