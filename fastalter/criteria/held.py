@@ -37,10 +37,11 @@ class HeldTraining:
     def run(self, steps: int, lr: float, stepped: Callable[[], None]) -> None:
         """Take `steps` steps with a fresh optimiser, over D in order, again and again; `stepped()` after each.
 
+        The caller holds the parameters first; the steps keep them held.
+
         Raises:
             ScoringError: the training diverges; names criterion, round and step.
         """
-        self.hold()
         optimizer, _ = make_optimizer(self._problem.fusion.model, TrainOptions(steps=steps, lr=lr, schedule="constant"))
         for step, (index, batch) in enumerate(first_batches(self._problem, steps), 1):
             try:
@@ -53,8 +54,9 @@ class HeldTraining:
             # Without a gradient a zero weight stays zero: AdamW's moments are zero, and its decay multiplies.
             held = {name: gradients[name].clone() for name in self._prunable if name in gradients}
             self._zero(held)
+            gradients.update(held)
             for name, weight in self._backward.trained.items():
-                weight.parameter.grad = (gradients | held).get(name)
+                weight.parameter.grad = gradients.get(name)
             optimizer.step()
             stepped()
 

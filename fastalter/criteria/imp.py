@@ -37,6 +37,7 @@ def imp(problem: Problem, *, rounds: int = 5, steps: int = 20, lr: float = 1e-4)
     problem.progress("imp", 0, total)
     for _ in range(rounds):
         with problem.clock.stage("imp"):
+            training.hold()
             training.run(steps, lr, lambda: problem.progress("imp", next(done), total))
             score = removal.next(_magnitudes(problem, removal))
         problem.reinitialise()

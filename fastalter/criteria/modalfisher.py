@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastalter.altermoma import Arena, Backward, DirectPasses, Gradients, SharedPasses, Stage
+from fastalter.altermoma import Arena, Backward, DirectPasses, Gradients, Layout, SharedPasses, Stage
 from fastalter.altermoma.arena import Accumulator
 from fastalter.criteria.gradients import backward_of
 from fastalter.criteria.held import HeldTraining
@@ -44,7 +44,7 @@ def modalfisher(problem: Problem, *, rounds: int = 5, share: float = 0.2, steps:
             "give 1 or more, between 0 and 1, 0 or more, and above 0"
         )
     backward = backward_of(problem)
-    removal = Removal(Arena(problem.weights, problem.fusion.branch_names).layout, problem.options.ratio, rounds)
+    removal = Removal(Layout.of(problem.weights, problem.fusion.branch_names), problem.options.ratio, rounds)
     training = HeldTraining("modalfisher", problem, backward, removal)
     states = _States(problem, backward, share)
     total, done = rounds * len(problem.batches) + (rounds - 1) * steps, count(1)
