@@ -18,6 +18,7 @@ from fastalter.tasks.detection.rotated_iou import iou_3d
 from fastalter.tasks.detection.targets import build_targets, draw_heatmap, gaussian_radius
 
 GRID = BevGrid.build((-20.0, -24.0, -5.0, 20.0, 24.0, 3.0), (0.25, 0.5, 0.2), (160, 96, 41), 8)
+EXTENT = torch.tensor([40.0, 48.0])
 CONVENTIONS = ["mit", "mmdet3d"]
 
 
@@ -178,14 +179,28 @@ def test_assignment_is_the_cheapest_of_all(seed):
     boxes[:, :2] *= 0.1
     logits = torch.randn(6, 10, generator=torch.Generator().manual_seed(seed))
     labels = torch.tensor([0, 3, 3, 9])
-    extent = torch.tensor([40.0, 48.0])
-    distance = ((proposals[:, None, :2] - boxes[None, :, :2]).abs() / extent).sum(-1)
+    distance = ((proposals[:, None, :2] - boxes[None, :, :2]).abs() / EXTENT).sum(-1)
     cost = 0.15 * focal_cost(logits.double(), labels) + 0.25 * distance - 0.25 * iou_3d(proposals, boxes)
     table = cost.tolist()
     best = min(itertools.permutations(range(6), 4), key=lambda rows: sum(table[r][c] for c, r in enumerate(rows)))
     match = assign(proposals, logits, boxes, labels, GRID)
     assert dict(zip(match.boxes.tolist(), match.proposals.tolist(), strict=True)) == dict(enumerate(best))
     assert torch.equal(match.ious, iou_3d(proposals, boxes)[match.proposals, match.boxes])
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_matches_that_cost_the_same_go_to_the_nearer_pairs_whatever_the_rounding(seed):
+    """Two proposals on one side of two boxes, far off: in L1 both ways round cost the same, to the last bit or not."""
+    random = torch.Generator().manual_seed(seed)
+    proposals, boxes = random_boxes(2, 1), random_boxes(2, 2)
+    proposals[:, :2] = -10 - 5 * torch.rand(2, 2, generator=random)
+    boxes[:, :2] = 10 + 5 * torch.rand(2, 2, generator=random)
+    noise = 1 + 1e-14 * torch.randn(2, 2, generator=random, dtype=torch.float64)
+    squares = torch.cdist((proposals[:, :2] / EXTENT).double(), (boxes[:, :2] / EXTENT).double()).square()
+    straight = bool(squares.trace() < squares.flip(0).trace())
+    for moved in (proposals, torch.cat([proposals[:, :2] * noise, proposals[:, 2:]], 1)):
+        match = assign(moved, torch.zeros(2, 10), boxes, torch.tensor([3, 3]), GRID)
+        assert match.boxes.tolist() == ([0, 1] if straight else [1, 0])
 
 
 def test_focal_cost_is_the_change_of_the_focal_loss():
