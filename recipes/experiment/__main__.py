@@ -10,17 +10,15 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from bench.bulk import provenance
-from fastalter.comparison import DENSE, Cell, Work, read_results, run_cell
-from recipes.experiment.methods import ABLATIONS, CONTROLS, MAIN
-from recipes.experiment.regimes import REPORT, at_load, study, trained, use_one_thread, write_splits
+from fastalter.comparison import DENSE, Cell, read_results
+from recipes.experiment.methods import ABLATIONS, CONTROLS, MAIN, TRAINED_LONGER
+from recipes.experiment.regimes import at_load, longer, study, trained, use_one_thread, write_splits
+from recipes.experiment.work import run_missing
 from recipes.tiny_checkpoint import WORK, make_parents
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,6 +39,8 @@ def cells(parents: Path, seeds: int) -> list[Cell]:
                 table += [Cell(regime, method, ratio, seed) for method in MAIN]
     for extra in (CONTROLS, ABLATIONS):
         table += [Cell(regimes[0], method, 0.9, seed) for seed in range(seeds) for method in extra]
+    for ratio in RATIOS[:2]:
+        table += [Cell(longer(), method, ratio, seed) for seed in range(seeds) for method in TRAINED_LONGER]
     return table
 
 
@@ -55,9 +55,10 @@ def experiment(
     worker: Annotated[bool, typer.Option(hidden=True)] = False,
 ) -> None:
     """Run the cells that are missing."""
-    deadline = time.monotonic() + 60 * minutes
     if worker:
-        _work(work, results, seeds, deadline, only)
+        use_one_thread()
+        missing = [cell for cell in cells(work, seeds) if only in cell.name]
+        run_missing(missing, study(work / "data"), work / "experiment", results, time.monotonic() + 60 * minutes)
         return
     make_parents(work)
     write_splits(work / "data")
@@ -70,54 +71,6 @@ def experiment(
     print(f"{done} cells in {results}, {len(cells(work, seeds))} in the table")
     if failed:
         raise SystemExit("a worker stopped with an error; run the command again to go on")
-
-
-def _work(work: Path, results: Path, seeds: int, deadline: float, only: str) -> None:
-    use_one_thread()
-    common = study(work / "data", REPORT)
-    for cell in cells(work, seeds):
-        if only not in cell.name or cell.read(results, common) is not None:
-            continue
-        if time.monotonic() > deadline:
-            return
-        with _claimed(work / "experiment" / "claims" / cell.name) as mine:
-            if not mine or cell.read(results, common) is not None:
-                continue
-            start = time.perf_counter()
-            result = run_cell(cell, common, Work(work / "experiment"))
-            cell.write(results, {**result, "provenance": provenance()})
-            after = result["after"]
-            print(
-                f"{time.strftime('%H:%M')} {cell.name}: mAP {after['mean_ap']:.3f}, NDS {after['nd_score']:.3f}, "
-                f"{time.perf_counter() - start:.0f} s",
-                flush=True,
-            )
-
-
-@contextmanager
-def _claimed(path: Path) -> Iterator[bool]:
-    """Whether this process may take the cell; a claim of a process that is gone does not count."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists() and not _alive(path):
-        path.unlink(missing_ok=True)
-    try:
-        with path.open("x") as file:
-            file.write(str(os.getpid()))
-    except FileExistsError:
-        yield False
-        return
-    try:
-        yield True
-    finally:
-        path.unlink(missing_ok=True)
-
-
-def _alive(path: Path) -> bool:
-    try:
-        os.kill(int(path.read_text() or 0), 0)
-    except (OSError, ValueError):
-        return False
-    return True
 
 
 if __name__ == "__main__":

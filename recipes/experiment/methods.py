@@ -36,6 +36,9 @@ CONTROLS = [
     Method("deci of other batches for reri", other_batches_in_place_of_reri),
 ]
 
+TRAINED_LONGER = [method for method in MAIN if method.name in ("deci", "snip", "prospr")]
+"""The nearest to `modalfisher`, for the regime that gives them its training steps as well."""
+
 ABLATIONS = [
     Method("modalfisher share 0", "modalfisher", settings={"share": 0.0}, per_ratio=True),
     _altermoma("beta 0.5", beta=0.5),
@@ -45,3 +48,24 @@ ABLATIONS = [
     _altermoma("frozen norms", bn="frozen"),
     _altermoma("B 2", batches=2),
 ]
+
+TUNED = [
+    Method("deci", "deci"),
+    Method("snip", "snip"),
+    *(Method(f"prospr lr {lr:g}", "prospr", settings={"lr": lr}) for lr in (1e-3, 1e-2, 1e-1)),
+    *(Method(f"imp lr {lr:g}", "imp", settings={"lr": lr}, per_ratio=True) for lr in (1e-5, 1e-4, 1e-3)),
+    *(_altermoma(f"altermoma lr {lr:g}", lr=lr) for lr in (1e-5, 1e-4, 1e-3)),
+    *(_altermoma(f"altermoma beta {beta:g}", beta=beta) for beta in (0.1, 0.3)),
+    *(
+        Method(f"modalfisher {what}", "modalfisher", settings=settings, per_ratio=True)
+        for what, settings in {
+            "once": {"rounds": 1, "steps": 0, "share": 0.0},
+            "no training between": {"steps": 0, "share": 0.0},
+            "5 steps of 5e-4": {"steps": 5, "lr": 5e-4, "share": 0.0},
+            "share 0": {"share": 0.0},
+            "share 0.2": {},
+            "share 0.5": {"share": 0.5},
+        }.items()
+    ),
+]
+"""What `python -m recipes.experiment.tuning` runs: each method's own knob, three values of it or more."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -31,6 +32,12 @@ def trained() -> Regime:
     """The trained fusion model is pruned, then fine-tuned."""
     options = TrainOptions(steps=60, lr=1e-3, warmup=0.1, clip=10.0, checkpoint_every=0)
     return Regime("trained", lambda seed: load_checkpoint(EMBEDDED).model, {"fusion": sha256(EMBEDDED)}, options, 8)
+
+
+def longer() -> Regime:
+    """`trained` with the 40 steps more that `modalfisher` takes between its rounds: are they what it gains by?"""
+    regime = trained()
+    return replace(regime, name="trained longer", options=replace(regime.options, steps=100))
 
 
 def at_load(parents: Path) -> Regime:

@@ -12,20 +12,20 @@ import torch
 import fastalter
 from fastalter.comparison import DENSE
 from fastalter.comparison.cell import Cell
-from recipes.experiment import tables
-from recipes.experiment.__main__ import _claimed
+from recipes.experiment import tables, tuning
 from recipes.experiment.controls import other_batches_in_place_of_reri
-from recipes.experiment.methods import ABLATIONS, CONTROLS, MAIN
+from recipes.experiment.methods import ABLATIONS, CONTROLS, MAIN, TUNED
+from recipes.experiment.work import claimed
 from tests.comparison.made import regime, result
 
 
 def test_a_claimed_cell_is_nobody_elses(tmp_path):
-    with _claimed(tmp_path / "cell") as mine:
+    with claimed(tmp_path / "cell") as mine:
         assert mine
-        with _claimed(tmp_path / "cell") as other:
+        with claimed(tmp_path / "cell") as other:
             assert not other
         assert (tmp_path / "cell").exists()
-    with _claimed(tmp_path / "cell") as again:
+    with claimed(tmp_path / "cell") as again:
         assert again
 
 
@@ -34,12 +34,12 @@ def test_the_claim_of_a_process_that_is_gone_does_not_count(tmp_path):
         [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True
     ).stdout
     (tmp_path / "cell").write_text(gone)
-    with _claimed(tmp_path / "cell") as mine:
+    with claimed(tmp_path / "cell") as mine:
         assert mine
 
 
-def test_every_method_has_a_file_of_its_own():
-    methods = [DENSE, *MAIN, *CONTROLS, *ABLATIONS]
+@pytest.mark.parametrize("methods", [[DENSE, *MAIN, *CONTROLS, *ABLATIONS], TUNED])
+def test_every_method_has_a_file_of_its_own(methods):
     names = {Cell(regime(), method, 0.9, 0).name for method in methods}
     assert len(names) == len(methods)
     assert not [name for name in names if set(name) & set(" ,")]
@@ -61,6 +61,15 @@ def test_the_block_is_written_anew_and_the_rest_of_the_page_stays(tmp_path, monk
     assert "mAP 70.0 (1)" in text
     assert "| snip | 51.0 ± 1.4 (2) | +11.0 ± 1.4, p 0.058 | 62.2 and 50.2 |" in text
     assert (tmp_path / "cells" / "comparison.json").exists()
+
+
+def test_what_is_tuned_is_shown_best_first(tmp_path):
+    before = {"mean_ap": 0.1, "nd_score": 0.1}
+    for name, mean_ap in (("prospr lr 0.1", 0.3), ("imp lr 0.001", 0.4)):
+        method = replace(MAIN[0], name=name)
+        Cell(regime(), method, 0.95, tuning.SEED).write(tmp_path, {**result(name, mean_ap), "before": before})
+    shown = [line.split(" | ")[0] for line in tuning.table(tmp_path).splitlines()[2:]]
+    assert shown == ["| imp lr 0.001", "| prospr lr 0.1"]
 
 
 def test_the_control_is_the_difference_of_deci_on_two_halves():
