@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 from fastalter.errors import CheckpointError, ModelError
-from fastalter.models.config import BEVFusionConfig
+from fastalter.models.config import BEVFusionConfig, CameraConfig
 
 CONFIG_KEY = "fastalter_config"
 """Where it is: an entry of the checkpoint's `meta`, or of a safetensors file's metadata."""
@@ -30,7 +31,9 @@ def config_from_text(text: str) -> BEVFusionConfig:
         raise CheckpointError(f"its {CONFIG_KEY} is not one: save the checkpoint again with fastalter") from error
     except ModelError as error:
         raise CheckpointError(f"its {CONFIG_KEY} cannot be read: {error}") from error
-    if not _alike(config.to_dict(), BEVFusionConfig().to_dict()):
+    backbone = type(config.camera.backbone)()
+    example = replace(BEVFusionConfig(), camera=CameraConfig(backbone=backbone))
+    if not _alike(config.to_dict(), example.to_dict()):
         raise CheckpointError(f"its {CONFIG_KEY} holds values of another type: save the checkpoint again")
     return config
 

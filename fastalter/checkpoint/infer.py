@@ -24,12 +24,13 @@ from fastalter.models.config import (
     DecoderConfig,
     HeadConfig,
     LidarConfig,
+    ResNetConfig,
     SwinConfig,
     ViewTransformConfig,
 )
 
 CAMERA, LIDAR, HEAD = "encoders.camera.", "encoders.lidar.backbone.", "heads.object."
-SWIN, VIEW = f"{CAMERA}backbone.", f"{CAMERA}vtransform."
+BACKBONE, VIEW = f"{CAMERA}backbone.", f"{CAMERA}vtransform."
 MAX_CELLS = 2048
 """Cells along one axis of a BEV grid (published: up to 512); the head keeps a position per cell."""
 INFERRED_NAME = "bevfusion-mit (inferred)"
@@ -76,8 +77,11 @@ def hidden(visible: BEVFusionConfig, source: BEVFusionConfig) -> BEVFusionConfig
     )
     told = ("num_classes", "hidden_channels", "ffn_channels", "out_size_factor")
     head = replace(source.head, **{name: getattr(visible.head, name) for name in told})
-    swin = replace(visible.camera.backbone, drop_path_rate=source.camera.backbone.drop_path_rate)
-    return replace(visible, name=source.name, camera=replace(visible.camera, backbone=swin), lidar=lidar, head=head)
+    backbone, other = visible.camera.backbone, source.camera.backbone
+    if isinstance(backbone, SwinConfig) and isinstance(other, SwinConfig):
+        backbone = replace(backbone, drop_path_rate=other.drop_path_rate)
+    camera = replace(visible.camera, backbone=backbone)
+    return replace(visible, name=source.name, camera=camera, lidar=lidar, head=head)
 
 
 def _clean(value: float) -> float:
@@ -128,21 +132,33 @@ class _Reader:
         stride = height // rows
         if not 0 < stride <= 64 or (height, width) != (rows * stride, columns * stride):
             raise CheckpointError(f"{VIEW}frustum speaks of {height}x{width} images in {rows}x{columns} cells: damaged")
-        return CameraConfig(self.swin(), neck, self.view_transform(), (height, width), stride)
+        backbone = self.resnet() if f"{BACKBONE}layer1.0.conv1.weight" in self.state else self.swin()
+        return CameraConfig(backbone, neck, self.view_transform(), (height, width), stride)
 
     def swin(self) -> SwinConfig:
-        embed = self.size(f"{SWIN}patch_embed.projection.weight", 0, 4)
-        stages = range(self.count(f"{SWIN}stages."))
-        tables = [f"{SWIN}stages.{i}.blocks.0.attn.w_msa.relative_position_bias_table" for i in stages]
+        embed = self.size(f"{BACKBONE}patch_embed.projection.weight", 0, 4)
+        stages = range(self.count(f"{BACKBONE}stages."))
+        tables = [f"{BACKBONE}stages.{i}.blocks.0.attn.w_msa.relative_position_bias_table" for i in stages]
         window = (math.isqrt(self.size(tables[0], 0, 2)) + 1) // 2 if tables else 0
-        hidden_size = self.size(f"{SWIN}stages.0.blocks.0.ffn.layers.0.0.weight", 0, 2)
+        hidden_size = self.size(f"{BACKBONE}stages.0.blocks.0.ffn.layers.0.0.weight", 0, 2)
         return SwinConfig(
             embed_dims=embed,
-            depths=tuple(self.count(f"{SWIN}stages.{i}.blocks.") for i in stages),
+            depths=tuple(self.count(f"{BACKBONE}stages.{i}.blocks.") for i in stages),
             num_heads=tuple(self.size(table, 1, 2) for table in tables),
             window_size=window,
             mlp_ratio=hidden_size // embed,
-            out_indices=tuple(i for i in stages if f"{SWIN}norm{i}.weight" in self.state),
+            out_indices=tuple(i for i in stages if f"{BACKBONE}norm{i}.weight" in self.state),
+        )
+
+    def resnet(self) -> ResNetConfig:
+        """The neck takes the maps of the last stages, one more than it has lateral convolutions."""
+        stages = self.count(f"{BACKBONE}layer", first=1)
+        self.tensor(f"{BACKBONE}layer1.0.conv3.weight", 4)  # what tells bottleneck blocks from basic ones
+        levels = self.count(f"{CAMERA}neck.lateral_convs.") + 1
+        return ResNetConfig(
+            layers=tuple(self.count(f"{BACKBONE}layer{i + 1}.") for i in range(stages)),
+            base_channels=self.size(f"{BACKBONE}conv1.weight", 0, 4),
+            out_indices=tuple(range(stages))[-levels:],
         )
 
     def view_transform(self) -> ViewTransformConfig:

@@ -17,7 +17,7 @@ Family = Literal["mit", "mmdet3d"]
 GEOMETRY = frozenset(f"encoders.camera.vtransform.{name}" for name in ("dx", "bx", "nx", "frustum"))
 """View-transform constants that MIT stores as parameters: they follow from the configuration, not from training."""
 USUAL_SPARSE: dict[Family, str] = {"mit": "spconv1", "mmdet3d": "spconv2"}
-SUPPORTED = "fastalter reads BEVFusion camera+LiDAR detection with Swin-T and voxels, MIT's or mmdet3d's"
+SUPPORTED = "fastalter reads BEVFusion camera+LiDAR detection with Swin-T or ResNet and voxels, MIT's or mmdet3d's"
 
 _MMDET3D_MODULES = (
     ("img_backbone.", "encoders.camera.backbone."),
@@ -123,7 +123,6 @@ _REFUSED: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("BEVFusion-R (camera+radar)", ("encoders.radar.",)),
     ("AVOD", ("bev_vgg_pyr/",)),
     ("BEVFusion-mit for map segmentation", ("heads.map.", "encoders.camera.", "encoders.lidar.")),
-    ("BEVFusion-mit with a ResNet image backbone", ("encoders.camera.backbone.layer1.", "encoders.lidar.")),
     ("BEVFusion-mit with PointPillars", ("encoders.lidar.backbone.pts_voxel_encoder.", "encoders.camera.")),
     ("BEVFusion-mit with a CenterPoint head", ("heads.object.task_heads.", "encoders.camera.", "encoders.lidar.")),
 )

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from fastalter.data.batch import Batch
 from fastalter.errors import ModelError
-from fastalter.models.config import BEVFusionConfig
+from fastalter.models.config import BEVFusionConfig, SwinConfig
 from fastalter.models.decoder import SECOND, SECONDFPN
 from fastalter.models.fuser import ConvFuser
 from fastalter.models.neck import LSSFPN
+from fastalter.models.resnet import ResNet
 from fastalter.models.sparse_encoder import SparseEncoder
 from fastalter.models.swin import SwinTransformer
 from fastalter.models.transfusion_head import TransFusionHead
@@ -35,9 +36,9 @@ class Branch:
 
 def _camera_branch(config: BEVFusionConfig) -> Branch:
     camera = config.camera
-    swin = camera.backbone
-    backbone = SwinTransformer(swin)
-    neck = LSSFPN([swin.embed_dims * 2**i for i in swin.out_indices], camera.neck_channels)
+    trunk = camera.backbone
+    backbone = SwinTransformer(trunk) if isinstance(trunk, SwinConfig) else ResNet(trunk)
+    neck = LSSFPN(trunk.channels, camera.neck_channels)
     vtransform = DepthLSS(camera.view_transform, camera.neck_channels, camera.image_size, camera.feature_stride)
     modules = nn.ModuleDict({"backbone": backbone, "neck": neck, "vtransform": vtransform})
     return Branch(modules, vtransform.out_channels, vtransform.out_grid)

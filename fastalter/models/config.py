@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
-from typing import Any, Literal, TypeVar, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
 from fastalter.errors import ModelError
 
@@ -27,6 +27,25 @@ class SwinConfig:
     out_indices: tuple[int, ...] = (1, 2, 3)
     drop_path_rate: float = 0.2
 
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """Of the output maps."""
+        return tuple(self.embed_dims * 2**i for i in self.out_indices)
+
+
+@dataclass(frozen=True)
+class ResNetConfig:
+    """`layers` counts the bottleneck blocks of each stage; the default is ResNet-101."""
+
+    layers: tuple[int, ...] = (3, 4, 23, 3)
+    base_channels: int = 64
+    out_indices: tuple[int, ...] = (1, 2, 3)
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """Of the output maps."""
+        return tuple(4 * self.base_channels * 2**i for i in self.out_indices)
+
 
 @dataclass(frozen=True)
 class ViewTransformConfig:
@@ -43,7 +62,7 @@ class ViewTransformConfig:
 
 @dataclass(frozen=True)
 class CameraConfig:
-    backbone: SwinConfig = field(default_factory=SwinConfig)
+    backbone: SwinConfig | ResNetConfig = field(default_factory=SwinConfig)
     neck_channels: int = 256
     view_transform: ViewTransformConfig = field(default_factory=ViewTransformConfig)
     image_size: tuple[int, int] = (256, 704)
@@ -154,13 +173,24 @@ def _from_mapping(cls: type[T], values: Mapping[str, Any], path: str) -> T:
 
 
 def _convert(hint: Any, value: Any, path: str) -> Any:
-    if isinstance(hint, type) and is_dataclass(hint):
-        return _from_mapping(hint, value, path)
+    if sections := [choice for choice in (get_args(hint) or (hint,)) if is_dataclass(choice)]:
+        return _from_mapping(_fitting(sections, value), value, path)
     return _tuples(value) if isinstance(value, (list, tuple)) else value
+
+
+def _fitting(sections: list[Any], value: Any) -> Any:
+    """Of several kinds of section, the first that has all entries of `value`; else the first, which will complain."""
+    entries = set(value) if isinstance(value, Mapping) else set()
+    return next((kind for kind in sections if entries <= {f.name for f in fields(kind)}), sections[0])
 
 
 def _tuples(value: Any) -> Any:
     return tuple(_tuples(item) for item in value) if isinstance(value, (list, tuple)) else value
+
+
+def resnet101_config() -> BEVFusionConfig:
+    """ResNet-101 for the cameras, SECOND's voxels for the LiDAR: the network that AlterMOMA prunes by channels."""
+    return BEVFusionConfig(name="bevfusion-mit-resnet101-voxelnet", camera=CameraConfig(backbone=ResNetConfig()))
 
 
 def tiny_config() -> BEVFusionConfig:
@@ -199,3 +229,10 @@ def tiny_config() -> BEVFusionConfig:
             post_center_range=(-1.2 * reach, -1.2 * reach, -10.0, 1.2 * reach, 1.2 * reach, 10.0),
         ),
     )
+
+
+def tiny_resnet_config() -> BEVFusionConfig:
+    """`tiny_config` with a narrow ResNet of five blocks for the cameras."""
+    tiny = tiny_config()
+    backbone = ResNetConfig(layers=(1, 1, 2, 1), base_channels=16)
+    return replace(tiny, name="bevfusion-tiny-resnet", camera=replace(tiny.camera, backbone=backbone))

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING
 import torch
 
 from fastalter.errors import ModelError
-from fastalter.models.config import BEVFusionConfig, tiny_config
+from fastalter.models.config import BEVFusionConfig, resnet101_config, tiny_config, tiny_resnet_config
 
 if TYPE_CHECKING:
     from fastalter.models.bevfusion import BEVFusion
 
-_CONFIGS = {config.name: config for config in (BEVFusionConfig(), tiny_config())}
+_CONFIGS = {
+    config.name: config for config in (BEVFusionConfig(), resnet101_config(), tiny_config(), tiny_resnet_config())
+}
 
 
 def list_models() -> list[str]:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 MANIFESTS = Path(__file__).parents[1] / "manifests"
 MIT = "mit_bevfusion_det_swint_v0p075.json"
+RESNET = "mit_bevfusion_det_resnet101_second_v0p075.json"
 MMDET3D = "mmdet3d_bevfusion_lidar_cam.json"
 FROM_NATIVE = {"spconv1": (1, 2, 3, 4, 0), "spconv2.1": (1, 2, 3, 0, 4), "spconv2": (0, 1, 2, 3, 4)}
 

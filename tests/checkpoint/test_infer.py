@@ -13,17 +13,18 @@ from fastalter.checkpoint.config_text import config_from_text, config_to_text
 from fastalter.checkpoint.infer import INFERRED_NAME, hidden, infer_config
 from fastalter.checkpoint.layouts import read_layout, to_model
 from fastalter.errors import CheckpointError
-from fastalter.models import build, config_of
+from fastalter.models import build, config_of, list_models
 from fastalter.models.config import (
     BEVFusionConfig,
     CameraConfig,
     DecoderConfig,
     HeadConfig,
     LidarConfig,
+    ResNetConfig,
     SwinConfig,
     ViewTransformConfig,
 )
-from tests.checkpoint.files import MIT, MMDET3D, manifest_state
+from tests.checkpoint.files import MIT, MMDET3D, RESNET, manifest_state
 
 TINY = config_of("bevfusion-tiny")
 VIEW = "encoders.camera.vtransform."
@@ -49,8 +50,18 @@ def test_the_published_models_give_the_default_configuration(manifest: str, conv
     assert unnamed == replace(BEVFusionConfig(), name=INFERRED_NAME)
 
 
-def test_the_tiny_model_is_found_among_the_registered() -> None:
-    assert infer_config(state_of(TINY), known=[BEVFusionConfig(), TINY]) == TINY
+def test_a_resnet_is_told_from_a_swin_transformer() -> None:
+    state = manifest_state(RESNET)
+    known = [config_of(name) for name in list_models()]
+    assert infer_config(to_model(state, read_layout(state)), known=known) == config_of(
+        "bevfusion-mit-resnet101-voxelnet"
+    )
+
+
+@pytest.mark.parametrize("name", ["bevfusion-tiny", "bevfusion-tiny-resnet"])
+def test_a_tiny_model_is_found_among_the_registered(name: str) -> None:
+    known = [config_of(name) for name in list_models()]
+    assert infer_config(state_of(config_of(name)), known=known) == config_of(name)
 
 
 def test_the_image_size_does_not_make_another_model() -> None:
@@ -90,11 +101,25 @@ ODD = BEVFusionConfig(
 )
 
 
-def test_every_number_that_weights_tell_is_read() -> None:
-    assert infer_config(state_of(ODD)) == replace(ODD, name=INFERRED_NAME)
+ODD_RESNET = replace(
+    ODD, camera=replace(ODD.camera, backbone=ResNetConfig(layers=(2, 1, 3), base_channels=4, out_indices=(1, 2)))
+)
 
 
-@pytest.mark.parametrize("config", [BEVFusionConfig(), TINY, ODD, replace(TINY, head=replace(TINY.head, dropout=0.0))])
+@pytest.mark.parametrize("config", [ODD, ODD_RESNET])
+def test_every_number_that_weights_tell_is_read(config: BEVFusionConfig) -> None:
+    assert infer_config(state_of(config)) == replace(config, name=INFERRED_NAME)
+
+
+def test_basic_residual_blocks_are_refused() -> None:
+    state = {key: value for key, value in state_of(ODD_RESNET).items() if ".conv3." not in key}
+    with pytest.raises(CheckpointError, match=r"layer1\.0\.conv3\.weight is missing"):
+        infer_config(state)
+
+
+@pytest.mark.parametrize(
+    "config", [BEVFusionConfig(), TINY, ODD, ODD_RESNET, replace(TINY, head=replace(TINY.head, dropout=0.0))]
+)
 def test_a_carried_configuration_says_what_weights_do_not(config: BEVFusionConfig) -> None:
     carried = replace(config, name="mine", head=replace(config.head, num_proposals=17))
     text = config_to_text(carried)

@@ -12,7 +12,7 @@ from torch import Tensor
 from fastalter.checkpoint.layouts import mmdet3d_key, read_layout, recognise, to_model, wrapper_prefix
 from fastalter.checkpoint.sparse import TO_NATIVE, decide_layout, inverse
 from fastalter.errors import CheckpointError
-from tests.checkpoint.files import FROM_NATIVE, MIT, MMDET3D, key_map, manifest_state
+from tests.checkpoint.files import FROM_NATIVE, MIT, MMDET3D, RESNET, key_map, manifest_state
 from tests.ground_truth import needs_ground_truth, root
 
 BLOCK = "encoders.lidar.backbone.encoder_layers.encoder_layer1.0"
@@ -127,7 +127,6 @@ OTHERS = {
     "an OpenPCDet": ["backbone_3d.conv1.0.weight", "dense_head.a"],
     "BEVFusion-R": ["encoders.camera.backbone.conv1.weight", "encoders.radar.backbone.a", "fuser.0.weight"],
     "for map segmentation": ["encoders.camera.neck.a", "encoders.lidar.backbone.a", "fuser.0.weight", "heads.map.a"],
-    "a ResNet image backbone": ["encoders.camera.backbone.layer1.0.a", "encoders.lidar.backbone.a"],
     "with PointPillars": ["encoders.camera.backbone.a", "encoders.lidar.backbone.pts_voxel_encoder.a"],
     "a camera-only BEVFusion": ["encoders.camera.backbone.a", "decoder.a", "heads.object.a"],
     "a LiDAR-only BEVFusion": ["encoders.lidar.backbone.a", "decoder.a", "heads.object.a"],
@@ -158,4 +157,4 @@ def test_every_recorded_model_is_read_or_refused_by_name() -> None:
             read.add(path.name)
         except CheckpointError as error:
             assert "unknown architecture" not in str(error), path  # noqa: PT017
-    assert read == {MIT, MMDET3D}
+    assert read == {MIT, MMDET3D, RESNET, RESNET.replace("075", "1")}

@@ -52,10 +52,11 @@ def test_image_size_is_all_that_with_image_size_changes() -> None:
 
 
 def test_models_are_known_by_name() -> None:
-    assert fastalter.models.list() == ["bevfusion-mit-swint-voxelnet", "bevfusion-tiny"]
+    published = ["bevfusion-mit-resnet101-voxelnet", "bevfusion-mit-swint-voxelnet"]
+    assert fastalter.models.list() == [*published, "bevfusion-tiny", "bevfusion-tiny-resnet"]
     for name in fastalter.models.list():
         assert fastalter.models.config_of(name).name == name
-    with pytest.raises(ModelError, match="no model 'resnet'; choose one of bevfusion-mit-swint-voxelnet, bevfusion-"):
+    with pytest.raises(ModelError, match="no model 'resnet'; choose one of bevfusion-mit-resnet101-voxelnet, bev"):
         fastalter.models.build("resnet")
 
 

@@ -1,4 +1,4 @@
-"""The full-size model's state dict against the committed manifest of the published detection model."""
+"""The full-size models' state dicts against the committed manifests of upstream's: keys, shapes, counts."""
 
 from __future__ import annotations
 
@@ -14,18 +14,22 @@ import fastalter.models
 from fastalter.models.bevfusion import BEVFusion
 from tests.ground_truth import SPCONV1_TO_SPCONV2
 
-MANIFEST = Path(__file__).parents[1] / "manifests" / "mit_bevfusion_det_swint_v0p075.json"
+MANIFESTS = Path(__file__).parents[1] / "manifests"
+MODELS = {
+    "bevfusion-mit-swint-voxelnet": "mit_bevfusion_det_swint_v0p075.json",
+    "bevfusion-mit-resnet101-voxelnet": "mit_bevfusion_det_resnet101_second_v0p075.json",
+}
 Entry = dict[str, Any]
 
 
-@pytest.fixture(scope="module")
-def model() -> BEVFusion:
-    return fastalter.models.build("bevfusion-mit-swint-voxelnet")
+@pytest.fixture(scope="module", params=MODELS)
+def model(request: pytest.FixtureRequest) -> BEVFusion:
+    return fastalter.models.build(request.param)
 
 
-@pytest.fixture(scope="module")
-def manifest() -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(MANIFEST.read_text())
+@pytest.fixture
+def manifest(model: BEVFusion) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((MANIFESTS / MODELS[model.config.name]).read_text())
     return content
 
 
@@ -71,8 +75,8 @@ def test_parameter_counts_per_branch(model: BEVFusion, manifest: dict[str, Any])
         assert count == {kind: manifest["totals"][branch][kind] for kind in count}, branch
 
 
-def test_quarter_resolution_takes_the_same_weights(manifest: dict[str, Any]) -> None:
-    quarter = fastalter.models.build(fastalter.models.BEVFusionConfig().at_quarter_resolution())
+def test_quarter_resolution_takes_the_same_weights(model: BEVFusion, manifest: dict[str, Any]) -> None:
+    quarter = fastalter.models.build(model.config.at_quarter_resolution())
     frustum = "encoders.camera.vtransform.frustum"
     for key, tensor in quarter.state_dict().items():
         if key != frustum:
