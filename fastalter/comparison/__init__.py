@@ -1,7 +1,7 @@
 """Methods side by side: the same networks, batches, ratios, training and metric for every criterion."""
 
 from fastalter.comparison.cell import Cell, Result, read_results
-from fastalter.comparison.run import Work, run_cell
+from fastalter.comparison.run import Work, run_cell, run_dropped
 from fastalter.comparison.study import DENSE, Judge, Method, Regime, Study
 from fastalter.comparison.table import Paired, Row, paired, rows
 
@@ -20,4 +20,5 @@ __all__ = [
     "read_results",
     "rows",
     "run_cell",
+    "run_dropped",
 ]

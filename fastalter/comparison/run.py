@@ -14,6 +14,7 @@ from fastalter.comparison.cell import Cell, Result
 from fastalter.comparison.study import Study
 from fastalter.criteria import Scores
 from fastalter.data import Batch
+from fastalter.errors import DataError
 from fastalter.evaluation import evaluate_model
 from fastalter.finetuning import finetune_model
 from fastalter.masks import Mask, prune_model
@@ -57,11 +58,7 @@ def run_cell(cell: Cell, study: Study, work: Work) -> Result:
     if cell.regime.before:
         _settle(model, batches, study, work)
         before = _judged(model, study, work, folder / "before")
-    with work.clock.stage("train"):
-        options = replace(cell.regime.options, seed=cell.seed)
-        resume = (folder / "training" / "last.pt").exists()
-        finetune_model(model, batches, mask, options=options, folder=folder / "training", resume=resume)
-    _settle(model, batches, study, work)
+    _train(cell, model, batches, mask, study, work)
     after = _judged(model, study, work, folder / "after")
     dropped = {sensor: _judged(model, study, work, folder / sensor, sensor) for sensor in study.judge.drops}
     return {
@@ -77,6 +74,24 @@ def run_cell(cell: Cell, study: Study, work: Work) -> Result:
         "kept": None if mask is None else _shares(mask),
         "seconds": {stage: round(seconds, 1) for stage, seconds in work.clock.seconds.items()},
     }
+
+
+def run_dropped(cell: Cell, study: Study, work: Work) -> dict[str, dict[str, Any]]:
+    """The metrics of a finished cell's network with each of the judge's sensors dropped, by sensor.
+
+    Goes on from what `run_cell` left in the work folder, so nothing is trained again.
+
+    Raises:
+        DataError: the work folder does not hold the cell's training.
+        FastalterError: of the step that failed.
+    """
+    folder = work.folder / "cells" / cell.name
+    if not (folder / "training" / "last.pt").exists():
+        raise DataError(f"{folder}: no training of this cell here; run the cell first, with the same work folder")
+    model = cell.regime.start(cell.seed)
+    mask = None if cell.method.criterion is None else scored(cell, study, work, model).mask(cell.ratio)
+    _train(cell, model, study.trained(cell.seed, cell.regime), mask, study, work)
+    return {sensor: _judged(model, study, work, folder / sensor, sensor) for sensor in study.judge.drops}
 
 
 def scored(cell: Cell, study: Study, work: Work, model: nn.Module) -> Scores:
@@ -107,6 +122,18 @@ def _scoring_key(cell: Cell, study: Study) -> str:
     # What scoring does not depend on is set to one value, so that cells which differ in it share a file.
     regime = replace(cell.regime, options=replace(cell.regime.options, steps=1))
     return replace(cell, regime=regime, ratio=cell.ratio if cell.method.per_ratio else 0.0).key(study)
+
+
+def _train(
+    cell: Cell, model: nn.Module, batches: Callable[[int], Batch], mask: Mask | None, study: Study, work: Work
+) -> None:
+    """Masks held, from wherever an earlier attempt stopped; then batch norm measured anew."""
+    folder = work.folder / "cells" / cell.name / "training"
+    with work.clock.stage("train"):
+        options = replace(cell.regime.options, seed=cell.seed)
+        resume = (folder / "last.pt").exists()
+        finetune_model(model, batches, mask, options=options, folder=folder, resume=resume)
+    _settle(model, batches, study, work)
 
 
 def _settle(model: nn.Module, batches: Callable[[int], Batch], study: Study, work: Work) -> None:

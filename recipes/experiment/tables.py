@@ -44,20 +44,30 @@ def main(
 
 def block(results: Sequence[Result]) -> str:
     """The markdown between the markers."""
-    after, nds = rows(results), rows(results, "nd_score")
-    before = rows(results, when="before")
+    after = rows(results)
+    others = {
+        "NDS after training": rows(results, "nd_score"),
+        "mAP before training": rows(results, when="before"),
+        "mAP after training, cameras dark": rows(_dropped(results, "camera")),
+        "mAP after training, LiDAR dark": rows(_dropped(results, "lidar")),
+    }
     regimes = list(dict.fromkeys(row.regime for row in after))
     parts = []
     for regime in regimes:
         of_regime = [row for row in after if row.regime == regime]
         parts.append(f"### Regime: {regime}\n\n{_dense(of_regime)}\n\n" + _table("mAP after training", of_regime, True))
-        for title, table in (("NDS after training", nds), ("mAP before training", before)):
+        for title, table in others.items():
             if chosen := [row for row in table if row.regime == regime and row.method != DENSE.name]:
                 parts.append(_table(title, chosen, False))
     commits = sorted({result.get("provenance", {}).get("commit", "")[:12] for result in results})
     hours = sum(sum(result["seconds"].values()) for result in results) / 3600
     parts.append(f"{len(results)} cells, {hours:.1f} hours of one thread each; commits {', '.join(commits)}.\n")
     return "\n".join(parts)
+
+
+def _dropped(results: Sequence[Result], sensor: str) -> list[Result]:
+    """The cells that were judged with this sensor dropped, that judgement in place of the one with all sensors."""
+    return [{**result, "after": result["dropped"][sensor]} for result in results if sensor in result.get("dropped", {})]
 
 
 def _dense(found: Sequence[Row]) -> str:

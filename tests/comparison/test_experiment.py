@@ -51,6 +51,7 @@ def test_the_block_is_written_anew_and_the_rest_of_the_page_stays(tmp_path, monk
     own = [result("modalfisher", 0.6), result("modalfisher", 0.64, seed=1)]
     found = [*own, result("snip", 0.5), result("snip", 0.52, seed=1)]
     found.append(result("dense", 0.7))
+    found[2] |= {"dropped": {"camera": {"mean_ap": 0.12, "nd_score": 0.1}}}
     (tmp_path / "cells").mkdir()
     monkeypatch.setattr(tables, "read_results", lambda folder: found)
     tables.main(tmp_path / "cells", page)
@@ -60,6 +61,8 @@ def test_the_block_is_written_anew_and_the_rest_of_the_page_stays(tmp_path, monk
     assert "old" not in text
     assert "mAP 70.0 (1)" in text
     assert "| snip | 51.0 ± 1.4 (2) | +11.0 ± 1.4, p 0.058 | 62.2 and 50.2 |" in text
+    assert "| mAP after training, cameras dark | 90 % |\n|---|---|\n| snip | 12.0 (1) |" in text
+    assert "LiDAR dark" not in text
     assert (tmp_path / "cells" / "comparison.json").exists()
 
 

@@ -11,7 +11,7 @@ import torch
 from fastalter.assets import EMBEDDED
 from fastalter.checkpoint import load_checkpoint
 from fastalter.compare import main
-from fastalter.comparison import DENSE, Cell, Judge, Method, Regime, Study, Work, run_cell
+from fastalter.comparison import DENSE, Cell, Judge, Method, Regime, Study, Work, run_cell, run_dropped
 from fastalter.criteria import CRITERIA
 from fastalter.data import load
 from fastalter.data.loading import training_batches
@@ -19,6 +19,7 @@ from fastalter.data.nuscenes import NuScenesFrames
 from fastalter.data.synthetic import SyntheticSettings
 from fastalter.data.synthetic.dataset import write_dataset
 from fastalter.data.synthetic.tables import TRAIN, VAL, VERSION
+from fastalter.errors import DataError
 from fastalter.training import TrainOptions
 
 
@@ -65,6 +66,17 @@ def test_a_cell_runs_and_is_the_same_again(common, tmp_path):
     assert first["kept"] == pytest.approx(kept_of(cell, common), abs=1e-5)
     again = run_cell(cell, common, Work(tmp_path / "two"))
     assert without_seconds(again) == without_seconds(first)
+
+
+@pytest.mark.parametrize("method", [Method("snip", "snip"), DENSE])
+def test_sensors_are_dropped_afterwards_as_with_the_cell(common, tmp_path, method):
+    cell, work = Cell(regime(), method, 0.9 if method.criterion else 0.0, 0), Work(tmp_path)
+    with pytest.raises(DataError, match="no training of this cell"):
+        run_dropped(cell, common, work)
+    blind = replace(common, judge=replace(common.judge, drops=()))
+    assert run_cell(cell, blind, work)["dropped"] == {}
+    found = run_dropped(cell, common, work)
+    assert json.dumps(found) == json.dumps(run_cell(cell, common, Work(tmp_path / "other"))["dropped"])
 
 
 def kept_of(cell, common):
