@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,14 @@ from torch import nn
 from fastalter.errors import TrainingError
 from fastalter.training.state import load_state
 from tests.training.nets import Item, assert_same, items, loss, net, rows, trainer
+
+
+@pytest.fixture(autouse=True)
+def heard() -> Iterator[None]:
+    """Python's own handler for an interrupt: a run in the background (nohup, a shell's &) starts with it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def state_of(folder: Path) -> dict[str, Any]:
