@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from fastalter.comparison.cell import Cell, Result
     from fastalter.comparison.study import Study
 
-PER_RATIO = ("imp", "synflow", "modalfisher")
-
 
 @dataclass(frozen=True)
 class CompareOptions:
@@ -132,10 +130,7 @@ def _plan(options: CompareOptions) -> tuple[Study, list[Cell], list[str]]:
     data = f"{options.train}, {options.batches} batches, {options.sweeps} sweeps; {options.test}"
     study = Study(scored, trained, Judge(frames, options.batch_size, options.drops), data)
     arguments = {"reactivation": Reactivation(batches=options.batches)}
-    methods = [
-        Method(name, name, arguments if name == "altermoma" else {}, per_ratio=name in PER_RATIO)
-        for name in options.methods
-    ]
+    methods = [Method(name, name, arguments if name == "altermoma" else {}) for name in options.methods]
     cells = []
     for seed in range(options.seeds):
         cells.append(Cell(regime, DENSE, 0.0, seed))

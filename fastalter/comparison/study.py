@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from fastalter.criteria import Criterion
+from fastalter.criteria import CRITERIA, Criterion, is_for_one_ratio
 from fastalter.data import Batch
 from fastalter.data.nuscenes import NuScenesFrames
 from fastalter.training import TrainOptions
@@ -21,14 +21,18 @@ class Method:
     criterion   a name of `criteria.CRITERIA`, or a function of one's own; None prunes nothing (the dense network)
     arguments   of `score_model`: alpha, beta, reri_data, bn, reactivation
     settings    of the criterion itself
-    per_ratio   its scores depend on the ratio (SynFlow, IMP), so they are not shared between ratios
     """
 
     name: str
     criterion: str | Criterion | None
     arguments: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
-    per_ratio: bool = False
+
+    @property
+    def per_ratio(self) -> bool:
+        """Its scores are good for one ratio alone, so they are not shared between ratios."""
+        criterion = CRITERIA[self.criterion] if isinstance(self.criterion, str) else self.criterion
+        return criterion is not None and is_for_one_ratio(criterion)
 
     def describe(self) -> dict[str, Any]:
         """Plain form, which a cached cell is recognised by."""

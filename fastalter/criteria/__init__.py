@@ -5,7 +5,7 @@ from fastalter.criteria.deci import deci
 from fastalter.criteria.imp import imp
 from fastalter.criteria.magnitude import magnitude
 from fastalter.criteria.modalfisher import modalfisher
-from fastalter.criteria.problem import Criterion, Options, Problem, Ranking
+from fastalter.criteria.problem import Criterion, Options, Problem, Ranking, for_one_ratio, is_for_one_ratio
 from fastalter.criteria.prospr import prospr
 from fastalter.criteria.random import random
 from fastalter.criteria.scores import Scores
@@ -24,4 +24,14 @@ CRITERIA: dict[str, Criterion] = {
     "modalfisher": modalfisher,
 }
 
-__all__ = ["CRITERIA", "Criterion", "Options", "Problem", "Ranking", "Scores", *CRITERIA]
+__all__ = [
+    "CRITERIA",
+    "Criterion",
+    "Options",
+    "Problem",
+    "Ranking",
+    "Scores",
+    "for_one_ratio",
+    "is_for_one_ratio",
+    *CRITERIA,
+]

@@ -20,11 +20,12 @@ from fastalter.altermoma import Arena, Backward, DirectPasses, Gradients, Layout
 from fastalter.altermoma.arena import Accumulator
 from fastalter.criteria.gradients import backward_of
 from fastalter.criteria.held import HeldTraining
-from fastalter.criteria.problem import Problem, Ranking
+from fastalter.criteria.problem import Problem, Ranking, for_one_ratio
 from fastalter.criteria.removal import Removal
 from fastalter.errors import ScoringError
 
 
+@for_one_ratio
 def modalfisher(problem: Problem, *, rounds: int = 5, share: float = 0.2, steps: int = 10, lr: float = 1e-3) -> Ranking:
     """Scores for the run's ratio alone: S of the last round, of what the rounds before it left.
 
@@ -64,7 +65,7 @@ def modalfisher(problem: Problem, *, rounds: int = 5, share: float = 0.2, steps:
             if removal.round < rounds and steps:
                 training.run(steps, lr, stepped)
     warnings = [] if bool(score.max() > 0) else ["no gradient reaches any weight: every score is 0"]
-    return Ranking(removal.layout, score, warnings=warnings, for_ratio=problem.options.ratio)
+    return Ranking(removal.layout, score, warnings=warnings)
 
 
 class _States:

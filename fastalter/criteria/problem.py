@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import wraps
 from typing import Any
 
 from torch import Tensor
@@ -50,7 +51,7 @@ class Ranking:
     histogram  of the scores' keys as `ops.alter_score` counts it, or None
     details    JSON-able facts for the artifact
     warnings   one line each
-    for_ratio  the only ratio that the scores are good for, where they depend on it (SynFlow, IMP)
+    for_ratio  the only ratio that the scores are good for, where they depend on it (`for_one_ratio` sets it)
     terms      what the score is made of, by name, each [N] like the score; where asked for (`Options.keep_terms`)
     """
 
@@ -65,3 +66,19 @@ class Ranking:
 
 Criterion = Callable[..., Ranking]
 """criterion(problem, **settings) -> Ranking. Settings are keyword arguments with defaults, of plain types."""
+
+
+def for_one_ratio(criterion: Criterion) -> Criterion:
+    """Mark a criterion whose scores are good for the run's ratio alone, since earlier removals made them."""
+
+    @wraps(criterion)
+    def marked(problem: Problem, **settings: Any) -> Ranking:
+        return replace(criterion(problem, **settings), for_ratio=problem.options.ratio)
+
+    marked.__dict__["for_one_ratio"] = True
+    return marked
+
+
+def is_for_one_ratio(criterion: Criterion) -> bool:
+    """Whether the criterion has the mark: then its scores cannot be shared between ratios."""
+    return bool(getattr(criterion, "for_one_ratio", False))

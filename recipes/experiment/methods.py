@@ -16,15 +16,15 @@ def _altermoma(name: str, *, lr: float = LR, batches: int = B, **arguments: obje
 
 
 MAIN = [
-    Method("modalfisher", "modalfisher", per_ratio=True),
+    Method("modalfisher", "modalfisher"),
     _altermoma("altermoma"),
     _altermoma("altermoma-paper", reri_data="paper"),
     Method("deci", "deci"),
     Method("snip", "snip"),
     Method("prospr", "prospr"),
     Method("magnitude", "magnitude"),
-    Method("imp", "imp", per_ratio=True),
-    Method("synflow", "synflow", per_ratio=True),
+    Method("imp", "imp"),
+    Method("synflow", "synflow"),
     Method("random", "random"),
 ]
 
@@ -40,7 +40,7 @@ TRAINED_LONGER = [method for method in MAIN if method.name in ("deci", "snip", "
 """The nearest to `modalfisher`, for the regime that gives them its training steps as well."""
 
 ABLATIONS = [
-    Method("modalfisher share 0", "modalfisher", settings={"share": 0.0}, per_ratio=True),
+    Method("modalfisher share 0", "modalfisher", settings={"share": 0.0}),
     _altermoma("beta 0.5", beta=0.5),
     _altermoma("beta 2", beta=2.0),
     _altermoma("lr 1e-2", lr=1e-2),
@@ -53,11 +53,11 @@ TUNED = [
     Method("deci", "deci"),
     Method("snip", "snip"),
     *(Method(f"prospr lr {lr:g}", "prospr", settings={"lr": lr}) for lr in (1e-3, 1e-2, 1e-1)),
-    *(Method(f"imp lr {lr:g}", "imp", settings={"lr": lr}, per_ratio=True) for lr in (1e-5, 1e-4, 1e-3)),
+    *(Method(f"imp lr {lr:g}", "imp", settings={"lr": lr}) for lr in (1e-5, 1e-4, 1e-3)),
     *(_altermoma(f"altermoma lr {lr:g}", lr=lr) for lr in (1e-5, 1e-4, 1e-3)),
     *(_altermoma(f"altermoma beta {beta:g}", beta=beta) for beta in (0.1, 0.3)),
     *(
-        Method(f"modalfisher {what}", "modalfisher", settings=settings, per_ratio=True)
+        Method(f"modalfisher {what}", "modalfisher", settings=settings)
         for what, settings in {
             "once": {"rounds": 1, "steps": 0, "share": 0.0},
             "no training between": {"steps": 0, "share": 0.0},

@@ -12,7 +12,7 @@ from fastalter.assets import EMBEDDED
 from fastalter.checkpoint import load_checkpoint
 from fastalter.compare import main
 from fastalter.comparison import DENSE, Cell, Judge, Method, Regime, Study, Work, run_cell, run_dropped
-from fastalter.criteria import CRITERIA
+from fastalter.criteria import CRITERIA, for_one_ratio
 from fastalter.data import load
 from fastalter.data.loading import training_batches
 from fastalter.data.nuscenes import NuScenesFrames
@@ -105,7 +105,7 @@ def test_scores_are_made_once_for_all_ratios(common, tmp_path):
     run_cell(cell, common, Work(tmp_path))
     run_cell(replace(cell, ratio=0.5), common, Work(tmp_path))
     assert len(calls) == 1
-    per_ratio = Method("per ratio", counted, per_ratio=True)
+    per_ratio = Method("per ratio", for_one_ratio(counted))
     run_cell(replace(cell, method=per_ratio), common, Work(tmp_path))
     run_cell(replace(cell, method=per_ratio, ratio=0.5), common, Work(tmp_path))
     assert calls[1:] == [0.9, 0.5]
