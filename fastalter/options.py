@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from fastalter.errors import BackendError, DataError
@@ -36,3 +37,13 @@ def check_folder(name: str, folder: Path | None) -> None:
         raise DataError(f"{name} {folder} is a file: give a folder")
     if not folder.parent.is_dir():
         raise DataError(f"{name} {folder}: there is no folder {folder.parent}; make it first")
+
+
+def parse_image_size(text: str | None) -> tuple[int, int] | None:
+    """(H, W) of "HxW" in pixels; None stays None. Raises DataError."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", text)
+    if not match:
+        raise DataError(f"--image-size {text}: give height x width in pixels, such as 256x704")
+    return int(match[1]), int(match[2])

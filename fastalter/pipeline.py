@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_args
 
-from fastalter.errors import CheckpointError, DataError, MaskError, ScoringError
-from fastalter.options import check_device, check_least
+from fastalter.errors import CheckpointError, MaskError, ScoringError
+from fastalter.options import check_device, check_least, parse_image_size
 from fastalter.outputs import check_outputs, write_all
 from fastalter.report.progress import ProgressFunction
 from fastalter.report.summary import branch_counts, layer_counts
@@ -99,16 +98,6 @@ def _check_choices(options: ScoreOptions) -> None:
     _choice("--reri-data", options.reri_data, get_args(ReriData))
     _choice("--bn", options.bn, get_args(Bn))
     check_device(options.device)
-
-
-def parse_image_size(text: str | None) -> tuple[int, int] | None:
-    """(H, W) of "HxW" in pixels; None stays None. Raises DataError."""
-    if text is None:
-        return None
-    match = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", text)
-    if not match:
-        raise DataError(f"--image-size {text}: give height x width in pixels, such as 256x704")
-    return int(match[1]), int(match[2])
 
 
 def parse_settings(texts: Sequence[str]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastalter.errors import DataError
-from fastalter.options import check_device, check_folder, check_least
+from fastalter.options import check_device, check_folder, check_least, parse_image_size
 from fastalter.report.progress import ProgressFunction
 
 if TYPE_CHECKING:
@@ -87,7 +87,6 @@ def evaluate_checkpoint(
 def check_options(options: EvaluateOptions) -> None:
     """Everything that can be refused without opening a file. Raises a FastalterError naming the option."""
     from fastalter.data.drop import check_droppable
-    from fastalter.pipeline import parse_image_size
 
     if (options.checkpoint is None) == (options.results is None):
         raise DataError("give a checkpoint file to evaluate, or --results with a results file; one of the two")
@@ -118,7 +117,6 @@ def _of_results(options: EvaluateOptions) -> Evaluation:
 
 def _of_model(options: EvaluateOptions, progress: ProgressFunction) -> Evaluation:
     from fastalter.checkpoint import load_checkpoint
-    from fastalter.pipeline import parse_image_size
 
     assert options.checkpoint is not None
     size = parse_image_size(options.image_size)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastalter.artifacts import sha256
 from fastalter.errors import DataError, MaskError
-from fastalter.options import check_device, check_folder, check_least
+from fastalter.options import check_device, check_folder, check_least, parse_image_size
 from fastalter.outputs import check_outputs, write_all
 from fastalter.report.progress import ProgressFunction
 from fastalter.version import __version__
@@ -81,7 +81,6 @@ def finetune_checkpoint(
     from fastalter.checkpoint import load_checkpoint
     from fastalter.data.loading import training_batches
     from fastalter.finetuning.model import finetune_model
-    from fastalter.pipeline import parse_image_size
 
     loaded = load_checkpoint(options.checkpoint, image_size=parse_image_size(options.image_size))
     model = loaded.model.to(options.device)
@@ -114,7 +113,6 @@ def finetune_checkpoint(
 
 def check_options(options: FinetuneOptions) -> TrainOptions:
     """Everything that can be refused without opening a file; the training's settings. Raises a FastalterError."""
-    from fastalter.pipeline import parse_image_size
     from fastalter.training import TrainOptions
 
     if (options.mask is None) != options.dense:

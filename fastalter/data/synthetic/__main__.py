@@ -35,7 +35,7 @@ def synthetic(
     """Write a synthetic nuScenes dataset: six cameras, a 32-beam LiDAR, ten classes, for the official devkit."""
     from fastalter.data.synthetic.dataset import write_dataset
     from fastalter.data.synthetic.summary import describe
-    from fastalter.pipeline import parse_image_size
+    from fastalter.options import parse_image_size
 
     size = parse_image_size(image_size)
     assert size is not None
