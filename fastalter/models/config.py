@@ -189,8 +189,19 @@ def _tuples(value: Any) -> Any:
 
 
 def resnet101_config() -> BEVFusionConfig:
-    """ResNet-101 for the cameras, SECOND's voxels for the LiDAR: the network that AlterMOMA prunes by channels."""
-    return BEVFusionConfig(name="bevfusion-mit-resnet101-voxelnet", camera=CameraConfig(backbone=ResNetConfig()))
+    """ResNet-101 for the cameras, voxels of 0.1 m within 51.2 m: the network that AlterMOMA prunes by channels."""
+    reach, voxel = 51.2, 0.1
+    bound = (-reach, reach, 4 * voxel)
+    return BEVFusionConfig(
+        name="bevfusion-mit-resnet101-voxelnet",
+        camera=CameraConfig(backbone=ResNetConfig(), view_transform=ViewTransformConfig(xbound=bound, ybound=bound)),
+        lidar=LidarConfig(
+            voxel_size=(voxel, voxel, 0.2),
+            point_cloud_range=(-reach, -reach, -5.0, reach, reach, 3.0),
+            sparse_shape=(1024, 1024, 41),
+            max_voxels=(90000, 120000),
+        ),
+    )
 
 
 def tiny_config() -> BEVFusionConfig:

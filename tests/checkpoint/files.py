@@ -15,7 +15,7 @@ from torch import Tensor
 
 MANIFESTS = Path(__file__).parents[1] / "manifests"
 MIT = "mit_bevfusion_det_swint_v0p075.json"
-RESNET = "mit_bevfusion_det_resnet101_second_v0p075.json"
+RESNET = "mit_bevfusion_det_resnet101_second_v0p1.json"
 MMDET3D = "mmdet3d_bevfusion_lidar_cam.json"
 FROM_NATIVE = {"spconv1": (1, 2, 3, 4, 0), "spconv2.1": (1, 2, 3, 0, 4), "spconv2": (0, 1, 2, 3, 4)}
 
@@ -33,21 +33,22 @@ def manifest_state(name: str) -> dict[str, Tensor]:
         key: torch.empty(entry["shape"], dtype=getattr(torch, entry["dtype"]), device="meta")
         for key, entry in content["tensors"].items()
     }
+    geometry = published_geometry(51.2, 0.4) if name == RESNET else published_geometry()
     for key in state:
-        if key.rsplit(".", 1)[-1] in ("dx", "bx", "nx", "frustum"):
-            state[key] = published_geometry()[key.rsplit(".", 1)[-1]]
+        if key.rsplit(".", 1)[-1] in geometry:
+            state[key] = geometry[key.rsplit(".", 1)[-1]]
     return state
 
 
-def published_geometry() -> dict[str, Tensor]:
-    """Written from the published config: 256x704 images in cells of 8, 0.3 m, +-54 m, depths 1 to 60 m in 0.5 m."""
+def published_geometry(reach: float = 54.0, cell: float = 0.3) -> dict[str, Tensor]:
+    """Written from the published config: 256x704 images in cells of 8, depths 1 to 60 m in 0.5 m, +-reach in cells."""
     depth, y, x = torch.meshgrid(
         torch.arange(1.0, 60.0, 0.5), torch.linspace(0, 255, 32), torch.linspace(0, 703, 88), indexing="ij"
     )
     return {
-        "dx": torch.tensor([0.3, 0.3, 20.0]),
-        "bx": torch.tensor([-54 + 0.15, -54 + 0.15, 0.0]),
-        "nx": torch.tensor([360, 360, 1]),
+        "dx": torch.tensor([cell, cell, 20.0]),
+        "bx": torch.tensor([-reach + cell / 2, -reach + cell / 2, 0.0]),
+        "nx": torch.tensor([round(2 * reach / cell), round(2 * reach / cell), 1]),
         "frustum": torch.stack([x, y, depth], -1),
     }
 

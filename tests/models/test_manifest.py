@@ -17,8 +17,13 @@ from tests.ground_truth import SPCONV1_TO_SPCONV2
 MANIFESTS = Path(__file__).parents[1] / "manifests"
 MODELS = {
     "bevfusion-mit-swint-voxelnet": "mit_bevfusion_det_swint_v0p075.json",
-    "bevfusion-mit-resnet101-voxelnet": "mit_bevfusion_det_resnet101_second_v0p075.json",
+    "bevfusion-mit-resnet101-voxelnet": "mit_bevfusion_det_resnet101_second_v0p1.json",
 }
+GRIDS = {
+    "bevfusion-mit-swint-voxelnet": (0.3, -53.85, 360),
+    "bevfusion-mit-resnet101-voxelnet": (0.4, -51.0, 256),
+}
+"""Of the view transform: metres of a cell, the first centre, cells along an axis."""
 Entry = dict[str, Any]
 
 
@@ -82,14 +87,16 @@ def test_quarter_resolution_takes_the_same_weights(model: BEVFusion, manifest: d
         if key != frustum:
             assert list(tensor.shape) == spconv2_shape(manifest["tensors"][key]), key
     assert list(quarter.get_parameter(frustum).shape) == [118, 16, 44, 3]
-    assert quarter.get_parameter("encoders.camera.vtransform.nx").tolist() == [180, 180, 1]
+    cells = GRIDS[model.config.name][2] // 2
+    assert quarter.get_parameter("encoders.camera.vtransform.nx").tolist() == [cells, cells, 1]
 
 
 def test_geometry_parameters_hold_the_published_grid(model: BEVFusion) -> None:
     vtransform = model.get_submodule("encoders.camera.vtransform")
-    torch.testing.assert_close(vtransform.get_parameter("dx"), torch.tensor([0.3, 0.3, 20.0]))
-    torch.testing.assert_close(vtransform.get_parameter("bx"), torch.tensor([-53.85, -53.85, 0.0]))
-    assert vtransform.get_parameter("nx").tolist() == [360, 360, 1]
+    cell, first, cells = GRIDS[model.config.name]
+    torch.testing.assert_close(vtransform.get_parameter("dx"), torch.tensor([cell, cell, 20.0]))
+    torch.testing.assert_close(vtransform.get_parameter("bx"), torch.tensor([first, first, 0.0]))
+    assert vtransform.get_parameter("nx").tolist() == [cells, cells, 1]
     frustum = vtransform.get_parameter("frustum")
     assert frustum[0, 0, 0].tolist() == [0.0, 0.0, 1.0]
     assert frustum[-1, -1, -1].tolist() == [703.0, 255.0, 59.5]
