@@ -1,0 +1,74 @@
+"""A profile as tables on stdout: a row per part and branch, two networks side by side with their ratios."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+from fastalter.report.terminal import PLAIN_WIDTH, print_lines
+
+if TYPE_CHECKING:
+    from fastalter.profiling.job import Network, Profile
+
+
+def show_profile(profile: Profile, *, as_json: bool) -> None:
+    """A profile on stdout: as tables, or as one JSON object with the notes on stderr."""
+    print_lines("note", profile.notes, stderr=as_json)
+    if as_json:
+        print(json.dumps(profile.to_dict()))
+        return
+    console = Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH, highlight=False, markup=False)
+    for network in profile.networks:
+        console.print(_heading(network), _parts(network), "", sep="\n")
+    if len(profile.networks) == 2:
+        console.print(_beside(*profile.networks), "", sep="\n")
+    print_lines("note", ["FLOPs are two per multiply-accumulate; norms, activations and resampling are not counted"])
+
+
+def _heading(network: Network) -> str:
+    facts = network.facts
+    height, width = facts["image_size"]
+    batch = f"{facts['batch_size']} x {height}x{width} images of each camera, {facts['points']:,} LiDAR points"
+    place = f"{facts['device']}, {facts['threads']} threads" if facts["device"] == "cpu" else facts["device"]
+    name = network.name if network.name == facts["model"] else f"{network.name}: {facts['model']}"
+    return f"{name}, forward in eval mode on {batch} ({facts['data']}); {place}"
+
+
+def _parts(network: Network) -> Table:
+    table = _table("", "branch", "part", "parameters", "GFLOPs", "ms", "+-", "% of time")
+    for part in [*network.parts, None, *network.branches.values(), network.whole]:
+        if part is None:
+            table.add_row()
+            continue
+        share = 100 * part.seconds / network.whole.seconds
+        name = part.part or ("whole" if part is network.whole else "all")
+        spread = f"{1e3 * part.spread:.1f}" if part.spread else ""
+        row = (f"{part.parameters:,}", _giga(part.flops), f"{1e3 * part.seconds:.1f}", spread, f"{share:.0f}")
+        table.add_row(part.branch, name, *row)
+    table.caption = None if network.memory is None else f"memory at its highest: {network.memory / 1e6:,.0f} MB"
+    table.caption_justify = "left"
+    return table
+
+
+def _beside(one: Network, other: Network) -> Table:
+    table = _table(f"{other.name} / {one.name}", "branch", "parameters", "FLOPs", "time")
+    pairs = [(name, cost, other.branches[name]) for name, cost in one.branches.items() if name in other.branches]
+    for name, a, b in [*pairs, ("whole", one.whole, other.whole)]:
+        of = ((a.parameters, b.parameters), (a.flops, b.flops), (a.seconds, b.seconds))
+        table.add_row(name, *(f"{after / before:.3f}" if before else "-" for before, after in of))
+    return table
+
+
+def _giga(flops: int) -> str:
+    return f"{flops / 1e9:,.2f}"
+
+
+def _table(title: str, *names: str) -> Table:
+    table = Table(title=title or None, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name in names:
+        table.add_column(name, justify="left" if name in ("branch", "part") else "right")
+    return table
