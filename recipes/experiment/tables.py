@@ -8,12 +8,11 @@ from typing import Annotated
 
 import typer
 
-from fastalter.artifacts import atomic_path
 from fastalter.comparison import DENSE, Result, Row, paired, read_results, rows
 from fastalter.comparison.document import write_document
-from recipes.experiment.__main__ import RESULTS, ROOT
+from recipes.experiment.__main__ import RESULTS
+from recipes.experiment.page import PAGE, write_block
 
-PAGE = ROOT / "docs" / "results.md"
 BEGIN, END = "<!-- experiment: begin -->", "<!-- experiment: end -->"
 OWN = "modalfisher"
 """The method whose lead over each other one is shown."""
@@ -34,12 +33,8 @@ def main(
 ) -> None:
     """Write the block between the markers of the page, and comparison.json beside the cells."""
     found = read_results(results)
-    before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
-    after = rest.partition(END)[2]
-    with atomic_path(page) as temporary:
-        temporary.write_text(f"{before}{BEGIN}\n{block(found)}{END}{after}", encoding="utf-8")
+    write_block(page, BEGIN, END, block(found))
     write_document(results / "comparison.json", found)
-    print(f"wrote {page} from {len(found)} cells")
 
 
 def block(results: Sequence[Result]) -> str:

@@ -1,7 +1,7 @@
 """python -m recipes.experiment.tuning: every method's own setting, swept on scenes that the table does not use.
 
 The trained regime at one ratio, one seed that the table does not use either; a cell per setting, kept and resumed as
-the experiment's are. It ends by printing the table that docs/results.md shows.
+the experiment's are. It ends by writing the table into docs/results.md.
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ import typer
 
 from fastalter.comparison import Cell, read_results
 from recipes.experiment.methods import TUNED
+from recipes.experiment.page import PAGE, write_block
 from recipes.experiment.regimes import TUNE, study, trained, use_one_thread, write_splits
 from recipes.experiment.work import run_missing
 from recipes.tiny_checkpoint import WORK, make_parents
 
 RESULTS = Path(__file__).resolve().parents[2] / "bench" / "results" / "tuning"
 SEED = 10
+BEGIN, END = "<!-- tuning: begin -->", "<!-- tuning: end -->"
 
 
 def main(
@@ -29,13 +31,13 @@ def main(
     minutes: Annotated[float, typer.Option(help="Begin no cell after this long; the next run goes on.")] = 1e9,
     only: Annotated[str, typer.Option(help="Settings whose name contains this.")] = "",
 ) -> None:
-    """Run the settings that are missing, then print all that are there. One thread; start it twice for two."""
+    """Run the settings that are missing, then write down all that are there. One thread; start it twice for two."""
     use_one_thread()
     make_parents(work)
     write_splits(work / "data")
     cells = [Cell(trained(), method, ratio, SEED) for method in TUNED if only in method.name]
     run_missing(cells, study(work / "data", TUNE), work / "tuning", results, time.monotonic() + 60 * minutes)
-    print(table(results))
+    write_block(PAGE, BEGIN, END, table(results))
 
 
 def table(results: Path) -> str:
@@ -47,7 +49,7 @@ def table(results: Path) -> str:
             f"| {found['method']} | {100 * before['mean_ap']:.1f} | {100 * after['mean_ap']:.1f} | "
             f"{100 * after['nd_score']:.1f} | {found['seconds'].get('score', 0):.0f} |"
         )
-    return "\n".join(lines)
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

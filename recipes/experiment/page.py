@@ -1,0 +1,18 @@
+"""docs/results.md, and the blocks of it that commands write."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fastalter.artifacts import atomic_path
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "results.md"
+
+
+def write_block(page: Path, begin: str, end: str, text: str) -> None:
+    """Put `text`, which ends with a newline, between the two marks of a page in place of what is there."""
+    before, _, rest = page.read_text(encoding="utf-8").partition(begin)
+    after = rest.partition(end)[2]
+    with atomic_path(page) as temporary:
+        temporary.write_text(f"{before}{begin}\n{text}{end}{after}", encoding="utf-8")
+    print(f"wrote {page}")
