@@ -9,7 +9,6 @@ process grows while a mask is made, above inputs, scores and mask. Writes bench/
 
 from __future__ import annotations
 
-import ctypes
 import datetime
 import json
 import platform
@@ -26,6 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.cases import SPLIT, Case, Workload, cases
+from fastalter.profiling.measure import resident_growth
 from fastalter.report.environment import gather
 
 RESULT = Path(__file__).parent / "results" / "bulk.json"
@@ -37,20 +37,6 @@ def seconds(run: Callable[[], object]) -> float:
     begin = time.perf_counter()
     run()
     return time.perf_counter() - begin
-
-
-def peak_bytes(run: Callable[[], object]) -> int:
-    """How far the process grows, at its highest, while `run` works (Linux: the resettable high-water mark)."""
-    ctypes.CDLL(None).malloc_trim(0)  # what earlier calls freed must not hide what this one takes
-    Path("/proc/self/clear_refs").write_text("5")
-    before = _status("VmRSS")
-    run()
-    return _status("VmHWM") - before
-
-
-def _status(field: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:")) * 1024
 
 
 def make_a_mask(of_op: dict[str, Case]) -> None:
@@ -65,7 +51,7 @@ def measure(rounds: int, split: tuple[tuple[int, int], ...] = SPLIT) -> dict[str
     of_op = cases(work)
     for case in of_op.values():
         case.check()
-    extra = peak_bytes(lambda: make_a_mask(of_op))
+    extra = resident_growth(lambda: make_a_mask(of_op))
     target = torch.empty_like(work.theta)
     copied = 2 * target.numel() * target.element_size()
     times: dict[str, list[float]] = {name: [] for name in ("copy", "mask", "plain", *of_op)}

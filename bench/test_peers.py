@@ -15,10 +15,10 @@ import typer
 from rich.console import Console
 from typer.testing import CliRunner
 
-from bench.bulk import peak_bytes
 from bench.peers import compare, contenders, worker
 from bench.peers.contenders import CONTENDERS, NOT_COMPARED, OURS, PEERS, WHAT, Contender, Task
 from bench.peers.jobs import JOBS, distinct
+from fastalter.profiling.measure import resident_growth
 
 MEGABYTE = 1 << 20
 
@@ -87,8 +87,8 @@ def test_the_memory_meter_sees_what_was_allocated_even_if_it_was_freed(freed):
             held.append(block)
 
     allocate()  # an earlier, larger peak must not count
-    assert 64 * MEGABYTE <= peak_bytes(allocate) + MEGABYTE <= 68 * MEGABYTE
-    assert peak_bytes(lambda: None) < 2 * MEGABYTE
+    assert 64 * MEGABYTE <= resident_growth(allocate) + MEGABYTE <= 68 * MEGABYTE
+    assert resident_growth(lambda: None) < 2 * MEGABYTE
 
 
 def test_the_mask_and_the_copies_count_as_extra_memory():

@@ -1,7 +1,7 @@
 """One contender in a process of its own: python -m bench.peers.worker JOB CONTENDER SCORES OUT --rounds N.
 
 The libraries are loaded and the threads started by a run on a small network. The first run at full size is measured for
-memory: the resident set's high-water mark, reset just before, less the resident set just before (`bulk.peak_bytes`; the
+memory: the resident set's high-water mark, reset just before, less the resident set just before (`resident_growth`; the
 kernel keeps the mark, nothing is sampled). It counts the mask that is handed back. The timed rounds follow.
 """
 
@@ -17,11 +17,12 @@ import torch
 import typer
 from torch import Tensor
 
-from bench.bulk import peak_bytes, seconds
+from bench.bulk import seconds
 from bench.peers.contenders import CONTENDERS, Task
 from bench.peers.jobs import JOBS, RATIO
 from fastalter.criteria.scores import Scores
 from fastalter.masks import select
+from fastalter.profiling.measure import resident_growth
 
 
 def digest(flags: Tensor) -> str:
@@ -36,7 +37,7 @@ def measure(name: str, task: Task, rounds: int) -> dict[str, Any]:
     contender = CONTENDERS[name](task)
 
     made: list[Any] = []
-    extra = peak_bytes(lambda: made.append(contender.make()))
+    extra = resident_growth(lambda: made.append(contender.make()))
     flags = contender.flags(made.pop())
     ranked = task.scores.flat if contender.ranked is None else contender.ranked
     ours = select(ranked, task.scores.layout, task.keep, ratio=RATIO)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
@@ -85,11 +86,7 @@ def _now(device: torch.device) -> float:
 
 
 def peak_memory(run: Callable[[], Any], device: torch.device) -> int | None:
-    """Bytes that `run` needs at once beside what there was before; None where the system does not tell (not Linux).
-
-    On the CPU the process's resident memory is watched: memory that an earlier run left to the allocator and this one
-    takes again is not seen, so measure it first.
-    """
+    """Bytes that `run` needs at once beside what there was before; None where the system does not tell (not Linux)."""
     with torch.no_grad():
         if device.type == "cuda":
             torch.cuda.synchronize(device)
@@ -98,16 +95,24 @@ def peak_memory(run: Callable[[], Any], device: torch.device) -> int | None:
             run()
             return torch.cuda.max_memory_allocated(device) - before
         try:
-            Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
-            before = _status("VmRSS")
-            run()
-            return _status("VmHWM") - before
-        except OSError:
+            return resident_growth(run)
+        except (OSError, AttributeError):
             return None
 
 
-def _status(name: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{name}:"):
-            return 1024 * int(line.split()[1])
-    raise OSError(f"/proc/self/status has no {name}")
+def resident_growth(run: Callable[[], Any]) -> int:
+    """Bytes by which the process grows, at its highest, while `run` works: the kernel's resettable high-water mark.
+
+    Raises:
+        OSError, AttributeError: not on Linux with glibc.
+    """
+    ctypes.CDLL(None).malloc_trim(0)  # what earlier calls freed must not hide what this one takes
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _status("VmRSS")
+    run()
+    return _status("VmHWM") - before
+
+
+def _status(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:")) * 1024
