@@ -86,7 +86,10 @@ def _now(device: torch.device) -> float:
 
 
 def peak_memory(run: Callable[[], Any], device: torch.device) -> int | None:
-    """Bytes that `run` needs at once beside what there was before; None where the system does not tell (not Linux)."""
+    """Bytes that `run` needs at once beside what there was before; None where the system does not tell (not Linux).
+
+    On the CPU it is how far the process grows, with what its allocator keeps between two requests.
+    """
     with torch.no_grad():
         if device.type == "cuda":
             torch.cuda.synchronize(device)
