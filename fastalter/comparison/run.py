@@ -60,7 +60,7 @@ def run_cell(cell: Cell, study: Study, work: Work) -> Result:
         before = _judged(model, study, work, folder / "before")
     _train(cell, model, batches, mask, study, work)
     after = _judged(model, study, work, folder / "after")
-    dropped = {sensor: _judged(model, study, work, folder / sensor, sensor) for sensor in study.judge.drops}
+    dropped = _judged_with_drops(model, study, work, folder)
     return {
         "regime": cell.regime.name,
         "method": cell.method.name,
@@ -91,7 +91,7 @@ def run_dropped(cell: Cell, study: Study, work: Work) -> dict[str, dict[str, Any
     model = cell.regime.start(cell.seed)
     mask = None if cell.method.criterion is None else scored(cell, study, work, model).mask(cell.ratio)
     _train(cell, model, study.trained(cell.seed, cell.regime), mask, study, work)
-    return {sensor: _judged(model, study, work, folder / sensor, sensor) for sensor in study.judge.drops}
+    return _judged_with_drops(model, study, work, folder)
 
 
 def scored(cell: Cell, study: Study, work: Work, model: nn.Module) -> Scores:
@@ -147,6 +147,10 @@ def _judged(model: nn.Module, study: Study, work: Work, folder: Path, drop: str 
             model, study.judge.frames, batch_size=study.judge.batch_size, drop=drop, folder=folder
         ).to_dict()
     return {name: found[name] for name in MAIN_METRICS}
+
+
+def _judged_with_drops(model: nn.Module, study: Study, work: Work, folder: Path) -> dict[str, dict[str, Any]]:
+    return {sensor: _judged(model, study, work, folder / sensor, sensor) for sensor in study.judge.drops}
 
 
 def _shares(mask: Mask) -> dict[str, float]:

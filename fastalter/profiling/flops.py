@@ -30,8 +30,8 @@ def count_flops(model: nn.Module, run: Callable[[], Any]) -> Counter[str]:
     with _counting_sparse(model, sparse), _in_plain_products(), counter, torch.no_grad():
         run()
     flops = _by_path(counter, type(model).__name__)
-    for path in [path for path, module in model.named_modules() if is_sparse_convolution(module)]:
-        correction = sparse[path] - flops[path]  # some algorithms call dense products, which the counter saw
+    for path, own in sparse.items():
+        correction = own - flops[path]  # some algorithms call dense products, which the counter saw
         for above in _and_above(path):
             flops[above] += correction
     return flops

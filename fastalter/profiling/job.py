@@ -53,7 +53,7 @@ class Network:
 
     parts   in the order of the branches, then what lies between the parts
     memory  bytes that a forward pass needs at its highest beside weights and inputs; None where it cannot be told
-    facts   model, checkpoint, image_size, batch_size, points of the LiDAR, dtype, device, threads, rounds
+    facts   model, data, image_size, batch_size, points of the LiDAR, device, threads, rounds
     """
 
     name: str

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.table import Table
 
-from fastalter.report.terminal import PLAIN_WIDTH, print_lines
+from fastalter.report.terminal import plain_console, plain_table, print_lines
 
 if TYPE_CHECKING:
     from fastalter.comparison.job import Comparison
@@ -28,7 +26,7 @@ def show_comparison(comparison: Comparison, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(document_of(comparison.results)))
         return
-    console = Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH, highlight=False, markup=False)
+    console = plain_console()
     for metric, name in METRICS.items():
         console.print("", _table(f"{name} after fine-tuning", rows(comparison.results, metric)), sep="\n")
     console.print("", _table("mAP before fine-tuning", rows(comparison.results, when="before")), sep="\n")
@@ -38,11 +36,9 @@ def show_comparison(comparison: Comparison, *, as_json: bool) -> None:
 
 def _table(title: str, found: Sequence[Row]) -> Table:
     ratios = sorted({row.ratio for row in found})
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("regime")
-    table.add_column("method")
-    for ratio in ratios:
-        table.add_column(f"{100 * ratio:g} %" if ratio else "dense", justify="right")
+    text = "regime", "method"
+    heads = (f"{100 * ratio:g} %" if ratio else "dense" for ratio in ratios)
+    table = plain_table(title, *text, *heads, text=text)
     values = {(row.regime, row.method, row.ratio): row for row in found}
     for regime, method in dict.fromkeys((row.regime, row.method) for row in found):
         cells = [values.get((regime, method, ratio)) for ratio in ratios]

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.table import Table
 
-from fastalter.report.terminal import PLAIN_WIDTH, print_lines
+from fastalter.report.terminal import plain_console, plain_table, print_lines
 
 if TYPE_CHECKING:
     from fastalter.evaluation.job import Evaluation
@@ -27,7 +25,7 @@ def show_evaluation(evaluation: Evaluation, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(evaluation.to_dict()))
         return
-    console = Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH, highlight=False, markup=False)
+    console = plain_console()
     facts = evaluation.facts
     place = f"{facts['data']}: split {facts['split']}, {facts['frames']} frames"
     console.print(f"{facts['model'] or facts['results']} on {place}, by nuScenes' DetectionEval")
@@ -39,7 +37,7 @@ def show_evaluation(evaluation: Evaluation, *, as_json: bool) -> None:
 
 
 def _means(states: Mapping[str, DetectionResult]) -> Table:
-    table = _table("Means over the classes", "dropped", "mAP", "NDS", *ERRORS.values())
+    table = plain_table("Means over the classes", "dropped", "mAP", "NDS", *ERRORS.values(), text=["dropped"])
     for state, result in states.items():
         values = (result.mean_ap, result.nd_score, *(result.tp_errors[name] for name in ERRORS))
         table.add_row(state, *map(number, values))
@@ -47,7 +45,7 @@ def _means(states: Mapping[str, DetectionResult]) -> Table:
 
 
 def _classes(states: Mapping[str, DetectionResult]) -> Table:
-    table = _table("AP per class, by the dropped sensor", "class", *states)
+    table = plain_table("AP per class, by the dropped sensor", "class", *states, text=["class"])
     first = next(iter(states.values()))
     for name in first.mean_label_aps:
         table.add_row(name, *(number(result.mean_label_aps[name]) for result in states.values()))
@@ -57,11 +55,3 @@ def _classes(states: Mapping[str, DetectionResult]) -> Table:
 def number(value: float) -> str:
     """Three decimals; "-" for what a class does not have."""
     return "-" if math.isnan(value) else f"{value:.3f}"
-
-
-def _table(title: str, first: str, *others: str) -> Table:
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column(first)
-    for name in others:
-        table.add_column(name, justify="right")
-    return table

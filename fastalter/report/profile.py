@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-import sys
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.table import Table
 
-from fastalter.report.terminal import PLAIN_WIDTH, print_lines
+from fastalter.report.terminal import plain_console, plain_table, print_lines
 
 if TYPE_CHECKING:
     from fastalter.profiling.job import Network, Profile
+
+
+TEXT = "branch", "part"
 
 
 def show_profile(profile: Profile, *, as_json: bool) -> None:
@@ -21,7 +22,7 @@ def show_profile(profile: Profile, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(profile.to_dict()))
         return
-    console = Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH, highlight=False, markup=False)
+    console = plain_console()
     for network in profile.networks:
         console.print(_heading(network), _parts(network), "", sep="\n")
     if len(profile.networks) == 2:
@@ -39,7 +40,7 @@ def _heading(network: Network) -> str:
 
 
 def _parts(network: Network) -> Table:
-    table = _table("", "branch", "part", "parameters", "GFLOPs", "ms", "+-", "% of time")
+    table = plain_table(None, *TEXT, "parameters", "GFLOPs", "ms", "+-", "% of time", text=TEXT)
     for part in [*network.parts, None, *network.branches.values(), network.whole]:
         if part is None:
             table.add_row()
@@ -55,7 +56,7 @@ def _parts(network: Network) -> Table:
 
 
 def _beside(one: Network, other: Network) -> Table:
-    table = _table(f"{other.name} / {one.name}", "branch", "parameters", "FLOPs", "time")
+    table = plain_table(f"{other.name} / {one.name}", "branch", "parameters", "FLOPs", "time", text=TEXT)
     pairs = [(name, cost, other.branches[name]) for name, cost in one.branches.items() if name in other.branches]
     for name, a, b in [*pairs, ("whole", one.whole, other.whole)]:
         of = ((a.parameters, b.parameters), (a.flops, b.flops), (a.seconds, b.seconds))
@@ -65,10 +66,3 @@ def _beside(one: Network, other: Network) -> Table:
 
 def _giga(flops: int) -> str:
     return f"{flops / 1e9:,.2f}"
-
-
-def _table(title: str, *names: str) -> Table:
-    table = Table(title=title or None, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for name in names:
-        table.add_column(name, justify="left" if name in ("branch", "part") else "right")
-    return table

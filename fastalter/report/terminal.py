@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
+from rich.console import Console, OverflowMethod
 from rich.table import Table
 
 from fastalter.report.summary import BranchCount, LayerCount, branch_counts, layer_counts, summary, total_count
@@ -39,7 +39,7 @@ def show_run(run: ScoreRun, *, as_json: bool) -> None:
 
 def print_summary(metadata: Mapping[str, Any], mask: Mask, seconds: Mapping[str, float]) -> None:
     """What was scored, what stays where, which layers lose most, and what took the time."""
-    console = Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH, highlight=False, markup=False)
+    console = plain_console()
     counts, layers = branch_counts(mask, metadata["branches"]), layer_counts(mask)
     total = total_count(counts)
     stay = f"the {total.kept:,} highest scores stay, down to {mask.threshold:.6g}" if total.kept else "nothing stays"
@@ -56,11 +56,23 @@ def print_lines(kind: str, lines: Sequence[object], *, stderr: bool = False) -> 
         print(f"{kind}: {line}", file=sys.stderr if stderr else sys.stdout)
 
 
-def _table(title: str, *columns: str) -> Table:
+def plain_console() -> Console:
+    """Stdout for tables: as wide as the terminal, or PLAIN_WIDTH where it is none; no text is taken for markup."""
+    return Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH, highlight=False, markup=False)
+
+
+def plain_table(
+    title: str | None, *columns: str, text: Collection[str], overflow: OverflowMethod = "ellipsis"
+) -> Table:
+    """A table without lines; the columns named in `text` are set to the left, those of numbers to the right."""
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for column in columns:
-        table.add_column(column, justify="left" if column in _TEXT else "right", overflow="fold")
+        table.add_column(column, justify="left" if column in text else "right", overflow=overflow)
     return table
+
+
+def _table(title: str, *columns: str) -> Table:
+    return plain_table(title, *columns, text=_TEXT, overflow="fold")
 
 
 def _branches(counts: Sequence[BranchCount], total: BranchCount) -> Table:
