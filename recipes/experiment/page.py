@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from fastalter.artifacts import atomic_path
+from recipes.experiment.__main__ import ROOT
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "results.md"
+PAGE = ROOT / "docs" / "results.md"
 
 
 def write_block(page: Path, begin: str, end: str, text: str) -> None:

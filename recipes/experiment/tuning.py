@@ -13,13 +13,14 @@ from typing import Annotated
 import typer
 
 from fastalter.comparison import Cell, read_results
+from recipes.experiment.__main__ import ROOT
 from recipes.experiment.methods import TUNED
 from recipes.experiment.page import PAGE, write_block
 from recipes.experiment.regimes import TUNE, study, trained, use_one_thread, write_splits
 from recipes.experiment.work import run_missing
 from recipes.tiny_checkpoint import WORK, make_parents
 
-RESULTS = Path(__file__).resolve().parents[2] / "bench" / "results" / "tuning"
+RESULTS = ROOT / "bench" / "results" / "tuning"
 SEED = 10
 BEGIN, END = "<!-- tuning: begin -->", "<!-- tuning: end -->"
 

@@ -39,6 +39,15 @@ def loss_and_gradients(model: BEVFusion, batch: Batch) -> tuple[dict[str, Tensor
     return losses, {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
 
 
+@torch.no_grad()
+def zero_branch(model: BEVFusion, branch: str) -> None:
+    """Mask a branch as the paper does: every learned parameter of it becomes zero."""
+    for module in model.branches[branch]:
+        for parameter in model.get_submodule(module).parameters():
+            if parameter.requires_grad:
+                parameter.zero_()
+
+
 def tensors_of(batch: Batch) -> list[Tensor]:
     matrices = [batch.lidar2image, batch.camera2lidar, batch.intrinsics, batch.image_aug, batch.lidar_aug]
     return [batch.images, *batch.points, *matrices, *batch.boxes, *batch.labels]
@@ -143,11 +152,7 @@ def test_zeroing_a_branch_makes_its_outlet_exactly_zero(batch: Batch, branch: st
     model = fastalter.models.build(TINY).train(training)
     other = "lidar" if branch == "camera" else "camera"
     assert OUTLETS[branch](model, batch).any()
-    with torch.no_grad():
-        for module in model.branches[branch]:
-            for parameter in model.get_submodule(module).parameters():
-                if parameter.requires_grad:
-                    parameter.zero_()
+    zero_branch(model, branch)
     assert not OUTLETS[branch](model, batch).any()
     assert OUTLETS[other](model, batch).any()
     assert torch.isfinite(total(model.loss(batch)))

@@ -12,7 +12,7 @@ from fastalter.checkpoint import load_checkpoint, save_checkpoint
 from fastalter.data import Batch, example_batch
 from fastalter.models import build, config_of
 from tests.checkpoint.files import in_layout
-from tests.models.test_bevfusion import OUTLETS, loss_and_gradients, outline
+from tests.models.test_bevfusion import OUTLETS, loss_and_gradients, outline, zero_branch
 
 TINY = config_of("bevfusion-tiny-resnet")
 
@@ -44,11 +44,7 @@ def test_every_weight_gets_a_finite_gradient_bit_for_bit_the_same(batch: Batch) 
 def test_zeroing_the_camera_branch_makes_its_outlet_exactly_zero(batch: Batch, training: bool) -> None:
     model = build(TINY).train(training)
     assert OUTLETS["camera"](model, batch).any()
-    with torch.no_grad():
-        for module in model.branches["camera"]:
-            for parameter in model.get_submodule(module).parameters():
-                if parameter.requires_grad:
-                    parameter.zero_()
+    zero_branch(model, "camera")
     assert not OUTLETS["camera"](model, batch).any()
 
 
