@@ -17,7 +17,7 @@ from fastalter.fusion import FusionModel, adapt, find_weights
 from fastalter.fusion.adapt import Loss
 from fastalter.fusion.preserve import Bn, preserved, require_grad, scoring_mode
 from fastalter.fusion.weights import Prunable, branch_counts
-from fastalter.masks import keep_count
+from fastalter.masks import keep_count, layer_kinds
 
 
 def score_model(
@@ -95,6 +95,7 @@ def score_model(
         "settings": _settings(method, options, bn) | described(bound),
         "batches": len(data),
         "branches": branch_counts(fusion, weights),
+        "layers": layer_kinds(fusion.model, ranking.layout),
         "seconds": dict(clock.seconds),
         "network_seconds": clock.network_seconds,
         "warnings": [*fusion.notes, *ranking.warnings],

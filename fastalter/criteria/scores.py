@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -12,7 +13,9 @@ from torch import Tensor
 from fastalter.altermoma.arena import Layout
 from fastalter.artifacts import read_artifact, write_artifact
 from fastalter.errors import MaskError
-from fastalter.masks import Mask, keep_count, select
+from fastalter.masks import Mask, check_n_m, keep_count, select, select_n_m
+
+DEFAULT_RATIO = 0.8
 
 MADE_FROM = ("method", "settings", "model", "checkpoint", "data", "synthetic", "seed")
 """What a mask's metadata takes over from its scores'."""
@@ -22,9 +25,10 @@ class Scores:
     """Scores of every prunable weight, in arena order.
 
     scores["name"] is a tensor shaped like the weight; iterating gives the names. `flat` is all of them, [N].
-    `metadata` says what made them: method, model, data, seed, settings, branches, seconds per stage, warnings; and
-    for_ratio where they are good for one ratio alone. `terms` is what they are made of, each [N] like `flat`, where the
-    run kept it (`score_model(keep_terms=True)`): of altermoma "deci" and "reri", S = alpha * deci - beta * reri.
+    `metadata` says what made them: method, model, data, seed, settings, branches, seconds per stage, warnings; layers,
+    the kind of layer of every weight; for_ratio where they are good for one ratio alone. `terms` is what they are made
+    of, each [N] like `flat`, where the run kept it (`score_model(keep_terms=True)`): of altermoma "deci" and "reri",
+    S = alpha * deci - beta * reri.
     """
 
     def __init__(
@@ -62,32 +66,54 @@ class Scores:
         """The scores of a branch, 1-D."""
         return self.flat[self.layout.range(name)]
 
-    def mask(self, ratio: float = 0.8, *, min_keep: float | None = None) -> Mask:
-        """Prune the lowest-scored `ratio` of all weights by one global threshold.
+    def mask(
+        self, ratio: float | None = None, *, min_keep: float | None = None, n_m: tuple[int, int] | None = None
+    ) -> Mask:
+        """Prune the lowest-scored `ratio` of all weights (0.8 if not given) by one global threshold.
 
         Exactly round((1 - ratio) * N) weights are kept; of those that tie at the threshold, the first in arena order.
-        `min_keep` is the least share (below 1) or count that every layer keeps, see `masks.select`.
+        `min_keep` is the least share (below 1) or count that every layer keeps, see `masks.select`. `n_m` asks for N:M
+        sparsity in place of the threshold, as (2, 4): two of every four consecutive inputs stay in the layers that can
+        have it, everything stays in the others; the ratio is then 1 - n/m. See `masks.select_n_m`.
 
         Raises:
-            MaskError: the ratio is not in [0, 1) or not the one that the scores are for, the scores hold NaN, or
-                `min_keep` needs more weights than stay.
+            MaskError: the ratio is not in [0, 1), not the one that the scores are for or not that of `n_m`, the scores
+                hold NaN, `min_keep` needs more weights than stay, or no layer can have `n_m`.
         """
-        keep, only = keep_count(self.layout.size, ratio), self.metadata.get("for_ratio")
-        if only is not None and ratio != only:
-            raise MaskError(
-                f"ratio is {ratio:g}: these scores of {self.metadata.get('method')} are for {only:g} alone; "
-                f"score again with ratio={ratio:g}"
-            )
-        made_from = {key: self.metadata[key] for key in MADE_FROM if key in self.metadata}
+        if n_m is not None:
+            return self._n_m_mask(ratio, min_keep, n_m)
+        ratio = DEFAULT_RATIO if ratio is None else ratio
+        keep = keep_count(self.layout.size, ratio)
+        self._check_ratio(ratio)
         return select(
             self.flat,
             self.layout,
             keep,
             ratio=ratio,
             min_keep=min_keep,
-            metadata=made_from,
+            metadata=self._made_from(),
             histogram=self._histogram,
         )
+
+    def _n_m_mask(self, ratio: float | None, min_keep: float | None, n_m: tuple[int, int]) -> Mask:
+        n, m = check_n_m(n_m)
+        if ratio is not None and not math.isclose(ratio, 1 - n / m):
+            raise MaskError(f"ratio is {ratio:g} and n_m={n}:{m} prunes {1 - n / m:g}; leave the ratio out")
+        if min_keep is not None:
+            raise MaskError(f"min_keep={min_keep}: with n_m every layer keeps its share anyway; leave min_keep out")
+        self._check_ratio(1 - n / m)
+        return select_n_m(self.flat, self.layout, n_m, self.metadata.get("layers", {}), metadata=self._made_from())
+
+    def _check_ratio(self, ratio: float) -> None:
+        only = self.metadata.get("for_ratio")
+        if only is not None and not math.isclose(ratio, only):
+            raise MaskError(
+                f"ratio is {ratio:g}: these scores of {self.metadata.get('method')} are for {only:g} alone; "
+                f"score again with ratio={ratio:g}"
+            )
+
+    def _made_from(self) -> dict[str, Any]:
+        return {key: self.metadata[key] for key in MADE_FROM if key in self.metadata}
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a safetensors file with one tensor per weight, "term/weight" for every term; whole or not at all."""
