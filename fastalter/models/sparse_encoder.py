@@ -111,7 +111,6 @@ class SparseEncoder(nn.Module):
                 f"{len(STRIDE_PADDINGS) + 1}"
             )
         self.sparse_shape = list(lidar.sparse_shape)
-        self.output_channels = lidar.output_channels
         width = lidar.encoder_channels[0][0]
         # The first convolution and the blocks of stage 1 see the same sites, hence one rulebook.
         self.conv_input = _conv_norm_relu(
@@ -126,6 +125,12 @@ class SparseEncoder(nn.Module):
             spconv.SparseConv3d(width, lidar.output_channels, (1, 1, 3), stride=(1, 1, 2), bias=False),
             lidar.output_channels,
         )
+
+    @property
+    def output_channels(self) -> int:
+        """Channels C of every layer in height."""
+        last: Any = self.conv_out[0]
+        return int(last.out_channels)
 
     @property
     def out_shape(self) -> tuple[int, int, int]:

@@ -88,16 +88,17 @@ class WindowAttention(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """x: [B * windows, N, C]; mask: [windows, 1, N, N], added to the logits."""
-        count, length, channels = x.shape
-        qkv = self.qkv(x).view(count, length, 3, self.num_heads, channels // self.num_heads)
+        count, length = x.shape[:2]
+        width = self.qkv.out_features // (3 * self.num_heads)  # of a head; the heads need not add up to C
+        qkv = self.qkv(x).view(count, length, 3, self.num_heads, width)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)
-        query = query * (channels // self.num_heads) ** -0.5
+        query = query * width**-0.5
         bias = self.relative_position_bias_table[self.relative_position_index.flatten()]
         bias = bias.view(length, length, self.num_heads).permute(2, 0, 1)
         if mask is not None:
             bias = (bias + mask).repeat(count // mask.shape[0], 1, 1, 1)
         attention = (query @ key.transpose(-2, -1) + bias).softmax(-1)
-        out: Tensor = self.proj((attention @ value).transpose(1, 2).reshape(count, length, channels))
+        out: Tensor = self.proj((attention @ value).transpose(1, 2).flatten(2))
         return out
 
 

@@ -32,8 +32,9 @@ class Attention(nn.MultiheadAttention):
 
     def forward(self, query: Tensor, memory: Tensor) -> Tensor:  # type: ignore[override]
         """query [B, Q, channels] attends to memory [B, K, channels], which is key and value: [B, Q, channels]."""
-        q_weight, kv_weight = self.in_proj_weight.tensor_split([self.embed_dim])
-        q_bias, kv_bias = self.in_proj_bias.tensor_split([self.embed_dim])
+        inner = self.num_heads * self.head_dim  # which need not be the stream's width
+        q_weight, kv_weight = self.in_proj_weight.tensor_split([inner])
+        q_bias, kv_bias = self.in_proj_bias.tensor_split([inner])
         q = self._heads(nn.functional.linear(query, q_weight, q_bias)) * self.head_dim**-0.5
         key, value = nn.functional.linear(memory, kv_weight, kv_bias).chunk(2, -1)
         weights = torch.softmax(q @ self._heads(key).transpose(-1, -2), -1)
@@ -42,7 +43,7 @@ class Attention(nn.MultiheadAttention):
         return merged
 
     def _heads(self, x: Tensor) -> Tensor:
-        """[B, N, channels] as [B, heads, N, channels / heads]."""
+        """[B, N, heads * width] as [B, heads, N, width]."""
         return x.view(*x.shape[:2], self.num_heads, self.head_dim).transpose(1, 2)
 
 

@@ -10,6 +10,7 @@ and cells as the float32 run that it is compared with, instead of moving what li
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -110,7 +111,6 @@ class DepthLSS(nn.Module):
         if cells[2] != 1:
             raise ModelError(f"view_transform.zbound makes {cells[2]} cells; make its step the whole height, for one")
         self.image_size = image_size
-        self.out_channels = config.out_channels
         self.grid = (cells[0], cells[1])
 
         self.dx = _frozen(torch.tensor([step for _, _, step in bounds]))
@@ -126,11 +126,17 @@ class DepthLSS(nn.Module):
         self.depthnet = nn.Sequential(
             *_conv_norm(c + in_channels, in_channels, 3),
             *_conv_norm(in_channels, in_channels, 3),
-            nn.Conv2d(in_channels, self.depth_bins + self.out_channels, 1),
+            nn.Conv2d(in_channels, self.depth_bins + config.out_channels, 1),
         )
-        smooth = [m for s in (1, 2, 1) for m in _conv_norm(self.out_channels, self.out_channels, 3, s, bias=False)]
+        out = config.out_channels
+        smooth = [m for stride in (1, 2, 1) for m in _conv_norm(out, out, 3, stride, bias=False)]
         self.downsample = nn.Sequential(*smooth) if config.downsample == 2 else nn.Identity()
         self.out_grid = tuple(-(-size // config.downsample) for size in self.grid)
+
+    @property
+    def out_channels(self) -> int:
+        """Channels of the context features, and of the map."""
+        return cast(nn.Conv2d, self.depthnet[-1]).out_channels - self.depth_bins
 
     def forward(
         self,
@@ -160,7 +166,7 @@ class DepthLSS(nn.Module):
         batch, cameras = features.shape[:2]
         hints = self.dtransform(depth.flatten(0, 1))
         x = self.depthnet(torch.cat([hints, features.flatten(0, 1)], 1))
-        logits, context = x.unflatten(0, (batch, cameras)).split([self.depth_bins, self.out_channels], 2)
+        logits, context = x.unflatten(0, (batch, cameras)).tensor_split([self.depth_bins], 2)
         return logits, context
 
     @torch.no_grad()
