@@ -5,7 +5,7 @@ Scores, thresholds and masks are a few sweeps over flat memory; a branch is a ra
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,8 +94,11 @@ class Accumulator:
         self.flat = torch.zeros(layout.size - (hole.stop - hole.start), dtype=like.dtype, device=like.device)
         self._views = {e.name: self._view(e) for e in layout.entries if e.branch != skip}
 
-    def add(self, gradients: dict[str, Tensor]) -> None:
-        """Add gradients by weight name; names outside the arena or of the skipped branch are passed over."""
+    def add(self, gradients: dict[str, Tensor], at: Mapping[str, Tensor] | None = None) -> None:
+        """Add gradients by weight name; names outside the arena or of the skipped branch are passed over.
+
+        at  the values that the gradients were taken at, where they are not the model's own by now; weights do not mind
+        """
         views, values = self._matching(gradients)
         if views:
             torch._foreach_add_(views, values)
@@ -146,7 +149,7 @@ class Arena:
     """
 
     def __init__(self, weights: Sequence[Weight], branches: Sequence[str]) -> None:
-        self.layout = Layout.of(weights, branches)
+        layout = Layout.of(weights, branches)
         parameters = {w.name: w.parameter for w in weights if w.prunable}
         devices = {str(p.device) for p in parameters.values()}
         if len(devices) > 1 or "meta" in devices:
@@ -155,20 +158,30 @@ class Arena:
             )
         double = any(p.dtype == torch.float64 for p in parameters.values())
         first = next(iter(parameters.values()))
-        self.theta = torch.empty(
-            self.layout.size, dtype=torch.float64 if double else torch.float32, device=first.device
-        )
+        theta = torch.empty(layout.size, dtype=torch.float64 if double else torch.float32, device=first.device)
         with torch.no_grad():
-            for entry in self.layout.entries:
-                self.theta[entry.offset : entry.offset + entry.size].view(entry.shape).copy_(parameters[entry.name])
-        self.grad = Accumulator(self.layout, self.theta)
+            for entry in layout.entries:
+                theta[entry.offset : entry.offset + entry.size].view(entry.shape).copy_(parameters[entry.name])
+        self._open(layout, theta)
+
+    def _open(self, layout: Layout, theta: Tensor) -> None:
+        self.layout, self.theta = layout, theta
+        self.grad = self.accumulator()
         self.start: dict[str, Accumulator] = {}
         self.end: dict[str, Accumulator] = {}
 
+    def accumulator(self, skip: str | None = None) -> Accumulator:
+        """A buffer that sums gradients over this arena, without the branch `skip`."""
+        return Accumulator(self.layout, self.theta, skip)
+
+    def magnitudes(self) -> Tensor:
+        """|theta| [N]."""
+        return self.theta.abs()
+
     def open_stage(self, masked: str) -> None:
         """Room for the gradients of the stage in which `masked` is masked."""
-        self.start[masked] = Accumulator(self.layout, self.theta, skip=masked)
-        self.end[masked] = Accumulator(self.layout, self.theta, skip=masked)
+        self.start[masked] = self.accumulator(skip=masked)
+        self.end[masked] = self.accumulator(skip=masked)
 
     def stages_of(self, branch: str) -> list[str]:
         """The stages that a branch takes part in: those in which another branch is masked."""
