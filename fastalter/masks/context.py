@@ -21,6 +21,8 @@ from fastalter.ops import backends
 def masked(model: nn.Module, mask: Mask) -> Iterator[nn.Module]:
     """Run `model` as mu * theta inside the block; afterwards its weights are bitwise what they were.
 
+    A mask over channels takes their norms' entries and biases too.
+
     On a GPU, linear and convolution layers mask their weight as they load it, and the weights are never touched. All
     else (the CPU, sparse convolutions, attention projections, grouped convolutions) is zeroed in place and put back,
     also after an exception, whatever happened to it inside.
@@ -28,13 +30,14 @@ def masked(model: nn.Module, mask: Mask) -> Iterator[nn.Module]:
     Raises:
         MaskError: the model has no weight of that name, or it has another shape, or is computed from others.
     """
+    mask = mask.weights()
     found = places(model, mask)
     bits = {device: mask.bits.to(device) for device in {place.weight.device for place in found.values()}}
     on_load: dict[str, Callable[[Tensor], Tensor]] = {}
     in_place: dict[str, Tensor] = {}
     for name, place in found.items():
         module, weight = place.module, place.weight
-        if masks_on_load(module, weight):
+        if place.last == "weight" and masks_on_load(module, weight):
             on_load[place.path] = partial(masked_forward, module, bits[weight.device], mask.layout[name].offset)
         else:
             in_place[name] = weight

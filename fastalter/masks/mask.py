@@ -1,4 +1,4 @@
-"""A mask: one bit per prunable weight."""
+"""A mask: one bit per prunable weight, or per channel group (`structure.mask.ChannelMask`)."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ from torch import Tensor
 from fastalter.altermoma.arena import Layout
 from fastalter.artifacts import read_artifact, write_artifact
 from fastalter.errors import MaskError
+
+GROUPS = "groups"
+"""In the JSON of a mask file over channels."""
 
 
 def unpack(bits: Tensor, offset: int, shape: tuple[int, ...]) -> Tensor:
@@ -31,7 +34,10 @@ class Mask:
     kept       weight name -> how many of its entries stay
     threshold  tau: the lowest kept score (+inf where nothing is kept)
     metadata   what made it: method, model, data, synthetic, seed, and checkpoint where the scores know it
+    unit       what the bits are of, in the plural
     """
+
+    unit = "weights"
 
     def __init__(
         self,
@@ -62,7 +68,7 @@ class Mask:
 
     def __repr__(self) -> str:
         kept, size = self.kept_total, self.layout.size
-        return f"Mask({kept:,} of {size:,} weights kept, {1 - kept / max(size, 1):.1%} pruned)"
+        return f"{type(self).__name__}({kept:,} of {size:,} {self.unit} kept, {1 - kept / max(size, 1):.1%} pruned)"
 
     @property
     def kept_total(self) -> int:
@@ -78,12 +84,19 @@ class Mask:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a bit-packed safetensors file: N/8 bytes and a header; whole or not at all."""
+        write_artifact(path, "mask", {"mask": self.bits}, self._document())
+
+    def weights(self) -> Mask:
+        """The mask over single weights that this one stands for: itself."""
+        return self
+
+    def _document(self) -> dict[str, Any]:
         facts = {"ratio": self.ratio, "threshold": repr(self.threshold), "kept": list(self.kept.values())}
-        write_artifact(path, "mask", {"mask": self.bits}, {**self.metadata, **facts, "layout": self.layout.to_json()})
+        return {**self.metadata, **facts, "layout": self.layout.to_json()}
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Mask:
-        """Read what `save` wrote.
+        """Read what `save` wrote; a `ChannelMask` where it is one over channels.
 
         Raises:
             FastalterError: no such file, not a mask file, or its bits do not fit its layout and counts.
@@ -106,7 +119,18 @@ class Mask:
         kept = {entry.name: int(unpack(bits, entry.offset, entry.shape).sum()) for entry in layout.entries}
         if list(kept.values()) != counts:
             raise MaskError(f"{path}: its bits are not those that its counts tell of; it is damaged, make it again")
+        if GROUPS in metadata:
+            return _over_channels(path, tensors, metadata, layout, ratio, threshold)
         return Mask(bits, layout, kept, ratio=ratio, threshold=threshold, metadata=metadata)
+
+
+def _over_channels(
+    path: object, tensors: dict[str, Tensor], metadata: dict[str, Any], layout: Layout, ratio: float, threshold: float
+) -> Mask:
+    """The one place where masks reach up: what is built on them is not to be known before a file asks for it."""
+    from fastalter.structure.mask import ChannelMask
+
+    return ChannelMask.read(path, tensors, metadata, layout, ratio, threshold)
 
 
 def emptied(mask: Mask) -> list[str]:

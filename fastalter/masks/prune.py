@@ -74,13 +74,15 @@ def prune_model(model: nn.Module | FusionModel, mask: Mask) -> Pruned:
 
     Args:
         model: any module, or what `fusion.adapt` made of one. See `masks.places.places` for names under wrappers.
-        mask: of this model: the same names and shapes.
+        mask: of this model: the same names and shapes. One over channels zeroes every slice of those that go: rows and
+            columns of weights, biases, entries of norms (buffers stay); `Pruned.mask` is then the mask over weights.
 
     Raises:
         MaskError: a weight that the mask covers is missing, has another shape or dtype, or is computed from others. The
             model is then as it was.
     """
     network = model.model if isinstance(model, FusionModel) else model
+    mask = mask.weights()
     found = places(network, mask)
     for name, place in found.items():
         if place.weight.dtype not in FLOATS:
