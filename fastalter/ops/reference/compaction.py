@@ -69,16 +69,36 @@ def compress_nm(dense: Tensor) -> tuple[Tensor, Tensor]:
     return values, _interleave(words).to(torch.int16)
 
 
+def decompress_nm(values: Tensor, metadata: Tensor) -> Tensor:
+    """The inverse of `compress_nm`: dense [m, k], +0.0 where nothing was kept; copies bits.
+
+    The pattern is read off the shapes (metadata [m, k/16] is 2:4, [m, k/8] is 1:2), not off the dtype.
+    """
+    rows, half = values.shape
+    pairs = half == 4 * metadata.shape[1]
+    words = metadata.flatten().long()[_places(rows, metadata.shape[1], metadata.device).flatten()].view(rows, -1, 1)
+    quads = (words >> torch.arange(0, 16, 4, device=words.device) & 15).view(rows, -1)
+    index = (quads & 3).unsqueeze(-1) // 2 if pairs else torch.stack([quads & 3, quads >> 2], -1)
+    first = torch.arange(quads.shape[1], device=words.device).view(-1, 1) * (2 if pairs else 4)
+    bits = values.view(WORDS[values.element_size()])
+    dense = bits.new_zeros(rows, 2 * half).scatter_(1, (index + first).view(rows, half), bits)
+    return dense.view(values.dtype)
+
+
 def _interleave(words: Tensor) -> Tensor:
-    """Metadata words in the order the tensor cores read: rows regrouped, 2x2 blocks swizzled, column pairs adjacent."""
+    """Metadata words in the order the tensor cores read."""
     rows, columns = words.shape
-    row = torch.arange(rows, device=words.device).view(-1, 1).expand(rows, columns)
-    column = torch.arange(columns, device=words.device).expand(rows, columns)
+    ordered = torch.empty(rows * columns, dtype=words.dtype, device=words.device)
+    ordered[_places(rows, columns, words.device).flatten()] = words.flatten()
+    return ordered.view(rows, columns)
+
+
+def _places(rows: int, columns: int, device: torch.device) -> Tensor:
+    """int64 [rows, columns]: where each word goes: rows regrouped, 2x2 blocks swizzled, column pairs adjacent."""
+    row = torch.arange(rows, device=device).view(-1, 1).expand(rows, columns)
+    column = torch.arange(columns, device=device).expand(rows, columns)
     target = row // 32 * 32 + row % 8 * 4 + row % 32 // 8
     swap = (target % 2 == 0) & (column % 2 == 1)
     back = (target % 2 == 1) & (column % 2 == 0)
     target, column = target + swap.long() - back.long(), column - swap.long() + back.long()
-    place = column // 2 * rows * 2 + target * 2 + column % 2
-    ordered = torch.empty(rows * columns, dtype=words.dtype, device=words.device)
-    ordered[place.flatten()] = words.flatten()
-    return ordered.view(rows, columns)
+    return column // 2 * rows * 2 + target * 2 + column % 2
