@@ -9,6 +9,7 @@ matrix that is [O, kh*kw*I], rows of channels last weights, and `as_matrix` make
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -70,9 +71,9 @@ def as_matrix(weight: Tensor) -> Tensor:
 
 def from_matrix(matrix: Tensor, shape: tuple[int, ...]) -> Tensor:
     """The inverse of `as_matrix`, contiguous."""
-    if len(shape) == 2:
-        return matrix
     rows, inputs, *kernel = shape
+    if math.prod(kernel) == 1:
+        return matrix.view(shape)  # a permuted view would pass for contiguous, and for channels last as well
     return matrix.view(rows, *kernel, inputs).permute(0, 3, 1, 2).contiguous()
 
 

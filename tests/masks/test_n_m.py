@@ -87,6 +87,10 @@ def test_the_matrix_of_a_convolution_is_that_of_channels_last() -> None:
     assert torch.equal(as_matrix(weight), rows)
     assert torch.equal(from_matrix(as_matrix(weight), (2, 4, 3, 3)), weight)
     assert from_matrix(as_matrix(weight), (2, 4, 3, 3)).is_contiguous()
+    point = torch.arange(8.0).view(2, 4, 1, 1)
+    again = from_matrix(as_matrix(point), (2, 4, 1, 1))
+    assert torch.equal(again, point)
+    assert again.stride() == point.stride()  # else a convolution takes it for channels last, and rounds otherwise
 
 
 class Net(nn.Module):
