@@ -80,7 +80,7 @@ def find_weights(fusion: FusionModel, prunable: Prunable | None = None) -> list[
             Weight(
                 name=name,
                 parameter=parameter,
-                branch=_branch(fusion, [n for n, _ in names[key]]),
+                branch=branch_of(fusion, [n for n, _ in names[key]], note=True),
                 prunable=floating and any(choose(n, parameter, m) for n, m in names[key]),
                 learned=floating and (parameter.requires_grad or _is_layer(module)),
             )
@@ -102,13 +102,14 @@ def branch_counts(fusion: FusionModel, weights: list[Weight]) -> dict[str, dict[
     }
 
 
-def _branch(fusion: FusionModel, names: list[str]) -> str:
+def branch_of(fusion: FusionModel, names: list[str], *, note: bool = False) -> str:
+    """The branch of something with these dotted names; fusion where they lie in several branches."""
     found = {_branch_of_name(fusion, name) for name in names}
     if len(found) == 1:
         return found.pop()
-    note = f"{names[0]} is shared by {', '.join(sorted(found))}: it counts as fusion"
-    if note not in fusion.notes:
-        fusion.notes.append(note)
+    remark = f"{names[0]} is shared by {', '.join(sorted(found))}: it counts as fusion"
+    if note and remark not in fusion.notes:
+        fusion.notes.append(remark)
     return FUSION
 
 

@@ -1,0 +1,77 @@
+"""`find_groups`: run a network once and say which of its channels go together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from fastalter.errors import ModelError
+from fastalter.fusion.adapt import FusionModel
+from fastalter.fusion.preserve import preserved
+from fastalter.fusion.stubs import replaced_forwards
+from fastalter.fusion.tree import tensors
+from fastalter.structure.assemble import assemble
+from fastalter.structure.groups import ChannelGroups
+from fastalter.structure.rules.modules import seen_from_outside
+from fastalter.structure.trace import Labelled, Trace, Tracing, plain
+
+
+def find_groups(model: FusionModel | nn.Module, batch: Any) -> ChannelGroups:
+    """The channel groups of a network, from one forward pass in eval mode.
+
+    Args:
+        model: a `FusionModel`, whose loss is run on the batch; or any module, which is called with the batch (with its
+            items, where it is a tuple), and whose channels are all of the branch "fusion".
+        batch: what the loss takes. One sample will do; its size matters for `ChannelGroups.flops` alone.
+
+    Returns:
+        ChannelGroups. What leaves the network (predictions) and what mixes channels in a way that the tracer has no
+        rule for stays, with the reason, in `ChannelGroups.kept`. The model comes back bitwise as it was.
+
+    Raises:
+        ModelError: a sensor's branch has no channel that can go; names what holds them.
+    """
+    fusion = model if isinstance(model, FusionModel) else FusionModel(model, {}, {}, _call)
+    trace = Trace(fusion.model)
+    leave = fusion.model.register_forward_hook(lambda module, inputs, output: _left(trace, output))
+    fast = torch.backends.mha.get_fastpath_enabled()
+    try:
+        torch.backends.mha.set_fastpath_enabled(False)
+        with preserved(fusion.model), torch.no_grad(), trace.watching():
+            fusion.model.eval()
+            with replaced_forwards(seen_from_outside(trace), fusion.model), Tracing(trace):
+                _left(trace, fusion.loss(fusion.model, batch))
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        leave.remove()
+    groups = assemble(trace, fusion)
+    _check_branches(fusion, groups)
+    return groups
+
+
+def _call(model: nn.Module, batch: Any) -> Any:
+    return model(*batch) if isinstance(batch, tuple) else model(batch)
+
+
+def _left(trace: Trace, output: Any) -> Any:
+    """What leaves the network keeps its channels, and leaves without labels."""
+    for tensor in tensors(output):
+        if isinstance(tensor, Labelled):
+            trace.pin(trace.settled(tensor.labels), "it leaves the network")
+    return plain(output)
+
+
+def _check_branches(fusion: FusionModel, groups: ChannelGroups) -> None:
+    for branch, paths in fusion.branches.items():
+        if branch in groups.layout.branches:
+            continue
+        held = [kept for kept in groups.kept if _inside(kept.layer, paths)]
+        why = "; ".join(f"{kept.layer}: {kept.reason}" for kept in held[:5]) or "no layer of it ran"
+        raise ModelError(f"branch {branch!r}: none of its channels can be pruned ({why}); see ChannelGroups.kept")
+
+
+def _inside(layer: str, paths: Sequence[str]) -> bool:
+    return any(layer == path or layer.startswith(f"{path}.") for path in paths)
