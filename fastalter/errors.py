@@ -35,3 +35,7 @@ class TrainingError(FastalterError):
 
 class BackendError(FastalterError):
     """An implementation of an op was asked for that is not there."""
+
+
+class ExportError(FastalterError):
+    """A network cannot be exported, or what was exported computes something else."""

@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "fastalter"
-VERBS = {"score", "prune", "finetune", "compact", "evaluate", "compare", "profile", "env"}
+VERBS = {"score", "prune", "finetune", "compact", "evaluate", "compare", "profile", "export", "env"}
 PRUNING = ("altermoma", "criteria", "masks", "structure")
 
 
