@@ -83,5 +83,5 @@ $(VENV)/.build-tools: $(VENV)/.created pyproject.toml constraints.txt
 
 $(VENV)/.package: $(VENV)/.build-tools setup.py CMakeLists.txt $(CSRC)
 	@echo "installing fastalter (editable) and its tools"
-	$(PIP) install --no-build-isolation -c constraints.txt -e '.[dev,peers]'
+	$(PIP) install --no-build-isolation -c constraints.txt -e '.[dev,peers,export]'
 	touch $@
