@@ -16,13 +16,17 @@ if TYPE_CHECKING:
     from fastalter.errors import FastalterError
     from fastalter.masks import Mask, Pruned, masked, prune_model
     from fastalter.scoring import score_model
+    from fastalter.structure.compact import compact_model
+    from fastalter.structure.plan import CompactionPlan
 
 _HOME = {
+    "CompactionPlan": "fastalter.structure.plan",
     "FastalterError": "fastalter.errors",
     "Mask": "fastalter.masks",
     "Pruned": "fastalter.masks",
     "Reactivation": "fastalter.altermoma",
     "Scores": "fastalter.criteria",
+    "compact_model": "fastalter.structure.compact",
     "masked": "fastalter.masks",
     "prune_model": "fastalter.masks",
     "score_model": "fastalter.scoring",
@@ -30,12 +34,14 @@ _HOME = {
 _MODULES = ("checkpoint", "criteria", "data", "fusion", "masks", "models", "ops", "tasks")
 
 __all__ = [
+    "CompactionPlan",
     "FastalterError",
     "Mask",
     "Pruned",
     "Reactivation",
     "Scores",
     "__version__",
+    "compact_model",
     "masked",
     "prune_model",
     "score_model",
