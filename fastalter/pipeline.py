@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -45,6 +46,7 @@ class ScoreOptions:
     reri_data: str = "paired"
     bn: str = "train"
     ratio: float = 0.8
+    n_m: str | None = None
     out: Path | None = None
     mask: Path | None = None
     plot: Path | None = None
@@ -72,6 +74,9 @@ def check_options(options: ScoreOptions) -> None:
         raise CheckpointError("nothing to score: give a checkpoint file, or --model bevfusion-tiny for random weights")
     if not 0 <= options.ratio < 1:
         raise MaskError(f"--ratio {options.ratio:g} is outside [0, 1): give the fraction to remove, such as 0.8")
+    wanted = ratio_for(None, options.n_m)
+    if options.n_m is not None and not math.isclose(options.ratio, wanted):
+        raise MaskError(f"--ratio {options.ratio:g}: --n-m {options.n_m} prunes {wanted:g}; leave --ratio out")
     check_least(options, batches=1, batch_size=1, sweeps=0, seed=0)
     for name in ("lr", "alpha", "beta"):
         if not math.isfinite(getattr(options, name)):
@@ -98,6 +103,24 @@ def _check_choices(options: ScoreOptions) -> None:
     _choice("--reri-data", options.reri_data, get_args(ReriData))
     _choice("--bn", options.bn, get_args(Bn))
     check_device(options.device)
+
+
+def parse_n_m(text: str) -> tuple[int, int]:
+    """(2, 4) of "2:4". Raises MaskError."""
+    match = re.fullmatch(r"([1-9]\d?):([1-9]\d?)", text)
+    if not match or not int(match[1]) < int(match[2]) <= 64:
+        raise MaskError(f"--n-m {text}: give how many of how many inputs stay, such as 2:4, of at most 64")
+    return int(match[1]), int(match[2])
+
+
+def ratio_for(ratio: float | None, n_m: str | None) -> float:
+    """The ratio that was asked for: as given, else that of the pattern, else the default."""
+    if ratio is not None:
+        return ratio
+    if n_m is None:
+        return ScoreOptions.ratio
+    n, m = parse_n_m(n_m)
+    return 1 - n / m
 
 
 def parse_settings(texts: Sequence[str]) -> dict[str, Any]:
@@ -158,13 +181,25 @@ def score_checkpoint(options: ScoreOptions, progress: ProgressFunction = lambda 
     size = model.config.camera.image_size
     scores.metadata["settings"].update(batch_size=options.batch_size, image_size=list(size), sweeps=options.sweeps)
     with clock.step("mask", progress):
-        mask = scores.mask(ratio=options.ratio)
+        n_m = None if options.n_m is None else parse_n_m(options.n_m)
+        mask = scores.mask(ratio=options.ratio, n_m=n_m)
     mask.metadata.update(origin)
     remarks = data_remarks(scores.metadata)
-    run = ScoreRun(scores, mask, clock.seconds, notes, [*scores.metadata["warnings"], *remarks])
+    run = ScoreRun(scores, mask, clock.seconds, [*notes, *dense_notes(mask)], [*scores.metadata["warnings"], *remarks])
     with clock.step("write", progress):
         run.written.extend(write_all(_writers(options, run)))
     return run
+
+
+def dense_notes(mask: Mask) -> list[str]:
+    """Which weights an N:M mask leaves dense: one line for every reason."""
+    names: dict[str, list[str]] = {}
+    for name, reason in mask.metadata.get("dense", {}).items():
+        names.setdefault(reason, []).append(name)
+    return [
+        f"{len(found)} of {len(mask)} weights stay dense, {found[0]}{' ...' if len(found) > 1 else ''}: {reason}"
+        for reason, found in names.items()
+    ]
 
 
 def data_remarks(metadata: Mapping[str, Any]) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from fastalter.cli import run
-from fastalter.pipeline import ScoreOptions, score_checkpoint
+from fastalter.pipeline import ScoreOptions, ratio_for, score_checkpoint
 from fastalter.report.progress import progress_bars
 from fastalter.report.terminal import show_run
 
@@ -46,8 +46,12 @@ def score(
     ] = DEFAULT.reri_data,
     bn: Annotated[str, typer.Option(help="Batch norm while scoring: train or frozen.")] = DEFAULT.bn,
     ratio: Annotated[
-        float, typer.Option(help="Fraction of the prunable weights to remove, in [0, 1).")
-    ] = DEFAULT.ratio,
+        float | None,
+        typer.Option(help="Fraction of the prunable weights to remove, in [0, 1).", show_default=str(DEFAULT.ratio)),
+    ] = None,
+    n_m: Annotated[
+        str | None, typer.Option("--n-m", help="2:4: keep two of every four inputs, in place of a ratio.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Write the scores here (safetensors).")] = None,
     mask: Annotated[Path | None, typer.Option(help="Write the mask here (safetensors).")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the kept fraction per layer here (png, pdf, svg).")] = None,
@@ -75,7 +79,8 @@ def score(
         beta=beta,
         reri_data=reri_data,
         bn=bn,
-        ratio=ratio,
+        ratio=ratio_for(ratio, n_m),
+        n_m=n_m,
         out=out,
         mask=mask,
         plot=plot,

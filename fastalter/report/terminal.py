@@ -43,6 +43,9 @@ def print_summary(metadata: Mapping[str, Any], mask: Mask, seconds: Mapping[str,
     counts, layers = branch_counts(mask, metadata["branches"]), layer_counts(mask)
     total = total_count(counts)
     stay = f"the {total.kept:,} highest scores stay, down to {mask.threshold:.6g}" if total.kept else "nothing stays"
+    if "n_m" in mask.metadata:
+        parts, (n, m) = len(mask) - len(mask.metadata["dense"]), mask.metadata["n_m"]
+        stay = f"{total.kept:,} weights stay, {n} of every {m} inputs in {parts} of {len(mask)} weights"
     tables = [_branches(counts, total), _worst(layers), _seconds(seconds)]
     console.print(f"{metadata['model']}, {metadata['method']} on {metadata['data']}, seed {metadata['seed']}")
     console.print(f"ratio {mask.ratio}: {stay}")

@@ -223,3 +223,40 @@ def test_settings_that_cannot_be_are_refused(options, says, tmp_path, capsys):
     assert main(["--model", "bevfusion-tiny", *QUICK, *options, "--out", str(out)]) == 2
     assert says in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_two_of_four_from_the_command_line(tmp_path, capsys):
+    out, mask = tmp_path / "s", tmp_path / "m"
+    options = ["--model", "bevfusion-tiny", *QUICK, "--method", "snip", "--n-m", "2:4"]
+    assert main([*options, "--out", str(out), "--mask", str(mask)]) == 0
+    said = capsys.readouterr().out
+    assert "ratio 0.5: " in said
+    assert "2 of every 4 inputs in 84 of 127 weights" in said
+    assert "note: 1 of 127 weights stay dense, decoder.neck.deblocks.1.0.weight: ConvTranspose2d" in said
+    made = fastalter.Mask.load(mask)
+    assert torch.equal(made.bits, fastalter.Scores.load(out).mask(n_m=(2, 4)).bits)
+    assert (made.metadata["n_m"], len(made.metadata["dense"])) == ([2, 4], 43)
+
+
+def test_a_pattern_sets_the_ratio_of_a_method_for_one_ratio(tmp_path):
+    out = tmp_path / "s"
+    options = ["--method", "synflow", "--set", "iterations=2", "--n-m", "1:4", "--ratio", "0.75"]
+    assert main(["--model", "bevfusion-tiny", *QUICK, *options, "--out", str(out)]) == 0
+    assert fastalter.Scores.load(out).metadata["for_ratio"] == 0.75
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--n-m", "2:4", "--ratio", "0.8"], "--ratio 0.8: --n-m 2:4 prunes 0.5; leave --ratio out"),
+        (["--n-m", "4:2"], "--n-m 4:2: give how many of how many inputs stay, such as 2:4"),
+        (["--n-m", "0:4"], "--n-m 0:4: give how many"),
+        (["--n-m", "2:65"], "--n-m 2:65: give how many"),
+        (["--n-m", "half"], "--n-m half: give how many"),
+    ],
+)
+def test_patterns_that_cannot_be_are_refused(options, says, tmp_path, capsys):
+    out = tmp_path / "s"
+    assert main(["--model", "bevfusion-tiny", *QUICK, *options, "--out", str(out)]) == 2
+    assert says in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
