@@ -143,9 +143,8 @@ def _settle(model: nn.Module, batches: Callable[[int], Batch], study: Study, wor
 
 def _judged(model: nn.Module, study: Study, work: Work, folder: Path, drop: str | None = None) -> dict[str, Any]:
     with work.clock.stage("evaluate"):
-        found = evaluate_model(
-            model, study.judge.frames, batch_size=study.judge.batch_size, drop=drop, folder=folder
-        ).to_dict()
+        batches = study.judge.batches(model)
+        found = evaluate_model(model, study.judge.frames, drop=drop, folder=folder, batches=batches).to_dict()
     return {name: found[name] for name in MAIN_METRICS}
 
 

@@ -10,7 +10,11 @@ from torch import nn
 
 from fastalter.criteria import CRITERIA, Criterion, is_for_one_ratio
 from fastalter.data import Batch
+from fastalter.data.loading import prepare_options
 from fastalter.data.nuscenes import NuScenesFrames
+from fastalter.data.prepare import PrepareOptions
+from fastalter.data.views import Batches
+from fastalter.evaluation.model import config_of, frames_for
 from fastalter.training import TrainOptions
 
 
@@ -71,11 +75,26 @@ class Regime:
 
 @dataclass(frozen=True)
 class Judge:
-    """The frames that the official metric runs on, and what is called a dropped sensor there."""
+    """The frames that the official metric runs on, and what is called a dropped sensor there.
+
+    cache_bytes   how much of the prepared frames may stay in memory, from one evaluation to the next
+    """
 
     frames: NuScenesFrames
     batch_size: int = 8
     drops: tuple[str, ...] = ()
+    cache_bytes: int = 0
+    _prepared: dict[PrepareOptions, Batches] = field(default_factory=dict, init=False, compare=False, repr=False)
+
+    def batches(self, model: nn.Module) -> Batches:
+        """All frames, prepared for an in-tree model."""
+        config = config_of(model)
+        options = prepare_options(config)
+        if options not in self._prepared:
+            self._prepared[options] = frames_for(
+                config, self.frames, batch_size=self.batch_size, cache_bytes=self.cache_bytes
+            )
+        return self._prepared[options]
 
 
 @dataclass(frozen=True)

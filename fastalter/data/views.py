@@ -104,11 +104,13 @@ def views_of(
     return Batches(make, batches, f"{name}: {', '.join(parts)}")
 
 
-def in_order(frames: Sequence[Sample], name: str, *, batch_size: int, options: PrepareOptions) -> Batches:
+def in_order(
+    frames: Sequence[Sample], name: str, *, batch_size: int, options: PrepareOptions, cache_bytes: int = 0
+) -> Batches:
     """Every frame once, in order and unaugmented, those without boxes too: what an evaluation runs over.
 
-    The last batch may be smaller, and no batch is kept in memory. The files of all frames are looked for here, so that
-    a missing one does not stop a run halfway. Raises `DataError`.
+    The last batch may be smaller; up to `cache_bytes` of them stay in memory. The files of all frames are looked for
+    here, so that a missing one does not stop a run halfway. Raises `DataError`.
     """
     if batch_size < 1:
         raise DataError(f"{name}: batch size is {batch_size}; it must be at least 1")
@@ -120,7 +122,7 @@ def in_order(frames: Sequence[Sample], name: str, *, batch_size: int, options: P
         return collate([prepare(frames[place], options) for place in places])
 
     length = -(-len(frames) // batch_size)
-    return Batches(make, length, f"{name}: all {len(frames)} frames in order", cache_bytes=0)
+    return Batches(make, length, f"{name}: all {len(frames)} frames in order", cache_bytes)
 
 
 def shuffled_passes(

@@ -12,9 +12,10 @@ import torch
 import fastalter
 from fastalter.comparison import DENSE
 from fastalter.comparison.cell import Cell
-from recipes.experiment import tables, tuning
+from recipes.experiment import regimes, tables, tuning
 from recipes.experiment.controls import other_batches_in_place_of_reri
 from recipes.experiment.methods import ABLATIONS, CONTROLS, MAIN, TUNED
+from recipes.experiment.regimes import kept_batches
 from recipes.experiment.work import claimed
 from tests.comparison.made import regime, result
 
@@ -43,6 +44,22 @@ def test_every_method_has_a_file_of_its_own(methods):
     names = {Cell(regime(), method, 0.9, 0).name for method in methods}
     assert len(names) == len(methods)
     assert not [name for name in names if set(name) & set(" ,")]
+
+
+def test_training_batches_are_made_once_for_all_cells_of_a_seed(monkeypatch):
+    made = []
+    monkeypatch.setattr(regimes, "training_batches", lambda spec, **settings: lambda step: made.append(step) or _tiny())
+    kept_batches.cache_clear()
+    first, again = kept_batches("some data", 2, 0), kept_batches("some data", 2, 0)
+    assert first(3) is again(3)
+    assert made == [3]
+    kept_batches("some data", 2, 1)(3)
+    assert made == [3, 3]
+    kept_batches.cache_clear()
+
+
+def _tiny():
+    return fastalter.data.load("example", config=fastalter.models.config_of("bevfusion-tiny"), batches=1)[0]
 
 
 def test_the_block_is_written_anew_and_the_rest_of_the_page_stays(tmp_path, monkeypatch):

@@ -20,6 +20,7 @@ from fastalter.data.synthetic import SyntheticSettings
 from fastalter.data.synthetic.dataset import write_dataset
 from fastalter.data.synthetic.tables import TRAIN, VAL, VERSION
 from fastalter.errors import DataError
+from fastalter.evaluation import evaluate_model
 from fastalter.training import TrainOptions
 
 
@@ -55,6 +56,20 @@ def regime(**changes):
             **changes,
         }
     )
+
+
+def test_a_judge_may_keep_its_frames_in_memory(common):
+    model = load_checkpoint(EMBEDDED).model
+    keeping = Judge(common.judge.frames, 2, cache_bytes=1 << 30)
+    assert keeping.batches(model)[0] is keeping.batches(model)[0]
+    assert common.judge.batches(model)[0] is not common.judge.batches(model)[0]
+    tokens = [token for batch in keeping.batches(model) for token in batch.tokens]
+    assert tokens == [sample.token for sample in common.judge.frames]
+    numbers = [
+        evaluate_model(model, judge.frames, batches=judge.batches(model)).mean_label_aps
+        for judge in (keeping, keeping, common.judge)
+    ]
+    assert numbers[0] == numbers[1] == numbers[2]
 
 
 def test_a_cell_runs_and_is_the_same_again(common, tmp_path):
