@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,8 @@ from fastalter.report.progress import ProgressFunction
 if TYPE_CHECKING:
     from fastalter.data import Batch
     from fastalter.models.bevfusion import BEVFusion
+    from fastalter.profiling.measure import Times
+    from fastalter.profiling.parts import Part
 
 OUTSIDE = "(between the parts)"
 """What a forward pass does outside of every part."""
@@ -36,51 +39,38 @@ class ProfileOptions:
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one part, or of the whole: learned parameters, FLOPs of one forward pass, seconds (median, half of the
-    interquartile range)."""
+    """Of one part, of a branch, or of the whole.
+
+    parameters  learned ones
+    flops       of one forward pass, and by kind (`profiling.flops.KINDS`)
+    seconds     median of the rounds; spread: half of the interquartile range
+    memory      bytes at their highest while it works, beside weights and inputs; None where it cannot be told
+    """
 
     branch: str
     part: str
     parameters: int
     flops: int
+    kinds: dict[str, int]
     seconds: float
     spread: float
+    memory: int | None
 
 
 @dataclass(frozen=True)
 class Network:
     """One profiled network.
 
-    parts   in the order of the branches, then what lies between the parts
-    memory  bytes that a forward pass needs at its highest beside weights and inputs; None where it cannot be told
-    facts   model, data, image_size, batch_size, points of the LiDAR, device, threads, rounds
+    parts     in the order of the branches, then what lies between the parts
+    branches  name -> all parts of it: seconds and spread are those of their sum, round by round; memory is the largest
+    facts     model, data, image_size, batch_size, points of the LiDAR, device, threads, rounds
     """
 
     name: str
     parts: list[Cost]
+    branches: dict[str, Cost]
     whole: Cost
-    memory: int | None
     facts: dict[str, Any]
-
-    @property
-    def branches(self) -> dict[str, Cost]:
-        """The parts' sums by branch; their medians are added and no spread is told (0)."""
-        sums: dict[str, Cost] = {}
-        for part in self.parts:
-            before = sums.get(part.branch, Cost(part.branch, "", 0, 0, 0.0, 0.0))
-            sums[part.branch] = Cost(
-                part.branch,
-                "",
-                before.parameters + part.parameters,
-                before.flops + part.flops,
-                before.seconds + part.seconds,
-                0.0,
-            )
-        return sums
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain form, ready for JSON."""
-        return {**asdict(self), "branches": {name: asdict(cost) for name, cost in self.branches.items()}}
 
 
 @dataclass(frozen=True)
@@ -92,7 +82,7 @@ class Profile:
 
     def to_dict(self) -> dict[str, Any]:
         """What --json prints."""
-        return {"networks": [network.to_dict() for network in self.networks], "notes": self.notes}
+        return asdict(self)
 
 
 def profile_checkpoint(
@@ -144,7 +134,7 @@ def _profile(options: ProfileOptions, name: str, model: BEVFusion, progress: Pro
 
     from fastalter.data import load
     from fastalter.fusion import adapt
-    from fastalter.profiling.flops import count_flops
+    from fastalter.profiling.flops import count_kinds
     from fastalter.profiling.measure import measure_times, peak_memory
     from fastalter.profiling.parts import parts_of
 
@@ -163,36 +153,75 @@ def _profile(options: ProfileOptions, name: str, model: BEVFusion, progress: Pro
     def run() -> None:
         model(batch)
 
-    memory = peak_memory(run, device)
-    flops = count_flops(model, run)
     parts = parts_of(adapt(model))
+    modules = {part.path: part.module for part in parts}
+    memory = peak_memory(run, modules, device)
+    kinds = count_kinds(model, run)
     total = options.warmup + options.rounds
     progress(f"profile {name}", 0, total)
     times = measure_times(
         run,
-        {part.path: part.module for part in parts},
+        modules,
         rounds=options.rounds,
         warmup=options.warmup,
         device=device,
         progress=lambda done: progress(f"profile {name}", done, total),
     )
-    costs = [
-        Cost(p.branch, p.path, p.parameters, flops[p.path], times[p.path].median, times[p.path].spread)
-        for p in parts
-        if p.path in times
-    ]
-    parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    whole = Cost("", "", parameters, flops[""], times[""].median, times[""].spread)
-    return Network(name, [*costs, _between(whole, costs)], whole, memory, _facts(options, model, batch))
+    whole = _Sum(
+        sum(p.numel() for p in model.parameters() if p.requires_grad),
+        {kind: of[""] for kind, of in kinds.items()},
+        times[""],
+        memory.get(""),
+    )
+    sums = {
+        part: _Sum(
+            part.parameters, {k: of[part.path] for k, of in kinds.items()}, times[part.path], memory.get(part.path)
+        )
+        for part in parts
+        if part.path in times
+    }
+    return _network(name, whole, sums, _facts(options, model, batch))
 
 
-def _between(whole: Cost, parts: list[Cost]) -> Cost:
-    """What the whole has and the parts do not; seconds are a difference of medians, at least 0."""
+@dataclass(frozen=True)
+class _Sum:
+    """What is measured of a part, in a form that adds up."""
+
+    parameters: int
+    kinds: dict[str, int]
+    times: Times
+    memory: int | None
+
+    def plus(self, other: _Sum, sign: int = 1) -> _Sum:
+        """Both together; memory is the larger. With sign=-1, self without other, whose memory is not told."""
+        both = [memory for memory in (self.memory, other.memory) if memory is not None]
+        return _Sum(
+            self.parameters + sign * other.parameters,
+            {kind: flops + sign * other.kinds[kind] for kind, flops in self.kinds.items()},
+            self.times.plus(other.times, sign),
+            max(both) if both and sign > 0 else None,
+        )
+
+    def cost(self, branch: str, part: str) -> Cost:
+        flops = sum(self.kinds.values())
+        return Cost(branch, part, self.parameters, flops, self.kinds, self.times.median, self.times.spread, self.memory)
+
+
+def _network(name: str, whole: _Sum, parts: dict[Part, _Sum], facts: dict[str, Any]) -> Network:
+    """The parts, what lies between them, and the branches; what lies between counts as fusion."""
     from fastalter.fusion.adapt import FUSION
 
-    seconds = max(whole.seconds - sum(part.seconds for part in parts), 0.0)
-    parameters = whole.parameters - sum(part.parameters for part in parts)
-    return Cost(FUSION, OUTSIDE, parameters, whole.flops - sum(part.flops for part in parts), seconds, 0.0)
+    between = reduce(lambda rest, part: rest.plus(part, -1), parts.values(), whole)
+    branches: dict[str, _Sum] = {}
+    for branch, own in [*((part.branch, own) for part, own in parts.items()), (FUSION, between)]:
+        branches[branch] = branches[branch].plus(own) if branch in branches else own
+    return Network(
+        name,
+        [*(own.cost(part.branch, part.path) for part, own in parts.items()), between.cost(FUSION, OUTSIDE)],
+        {branch: own.cost(branch, "") for branch, own in branches.items()},
+        whole.cost("", ""),
+        facts,
+    )
 
 
 def _facts(options: ProfileOptions, model: BEVFusion, batch: Batch) -> dict[str, Any]:

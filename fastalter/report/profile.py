@@ -14,6 +14,11 @@ if TYPE_CHECKING:
 
 
 TEXT = "branch", "part"
+NOTES = (
+    "FLOPs are two per multiply-accumulate; norms, activations and resampling are not counted. dense: with weights; "
+    "attention: products of activations; sparse: sparse convolutions, by pairs of active sites",
+    "+- is half the distance between the quartiles; MB: the most there is beside weights and inputs while a part works",
+)
 
 
 def show_profile(profile: Profile, *, as_json: bool) -> None:
@@ -27,7 +32,7 @@ def show_profile(profile: Profile, *, as_json: bool) -> None:
         console.print(_heading(network), _parts(network), "", sep="\n")
     if len(profile.networks) == 2:
         console.print(_beside(*profile.networks), "", sep="\n")
-    print_lines("note", ["FLOPs are two per multiply-accumulate; norms, activations and resampling are not counted"])
+    print_lines("note", NOTES)
 
 
 def _heading(network: Network) -> str:
@@ -40,29 +45,29 @@ def _heading(network: Network) -> str:
 
 
 def _parts(network: Network) -> Table:
-    table = plain_table(None, *TEXT, "parameters", "GFLOPs", "ms", "+-", "% of time", text=TEXT)
+    kinds = tuple(network.whole.kinds)
+    table = plain_table(None, *TEXT, "parameters", "GFLOPs", *kinds, "ms", "+-", "% of time", "MB", text=TEXT)
     for part in [*network.parts, None, *network.branches.values(), network.whole]:
         if part is None:
             table.add_row()
             continue
-        share = 100 * part.seconds / network.whole.seconds
         name = part.part or ("whole" if part is network.whole else "all")
-        spread = f"{1e3 * part.spread:.1f}" if part.spread else ""
-        row = (f"{part.parameters:,}", _giga(part.flops), f"{1e3 * part.seconds:.1f}", spread, f"{share:.0f}")
-        table.add_row(part.branch, name, *row)
-    table.caption = None if network.memory is None else f"memory at its highest: {network.memory / 1e6:,.0f} MB"
-    table.caption_justify = "left"
+        flops = [_giga(count) for count in (part.flops, *(part.kinds[kind] for kind in kinds))]
+        share = f"{100 * part.seconds / network.whole.seconds:.0f}"
+        memory = "-" if part.memory is None else f"{part.memory / 1e6:,.0f}"
+        time = (f"{1e3 * part.seconds:.1f}", f"{1e3 * part.spread:.1f}", share)
+        table.add_row(part.branch, name, f"{part.parameters:,}", *flops, *time, memory)
     return table
 
 
 def _beside(one: Network, other: Network) -> Table:
-    table = plain_table(f"{other.name} / {one.name}", "branch", "parameters", "FLOPs", "time", text=TEXT)
+    table = plain_table(f"{other.name} / {one.name}", "branch", "parameters", "FLOPs", "time", "memory", text=TEXT)
     pairs = [(name, cost, other.branches[name]) for name, cost in one.branches.items() if name in other.branches]
     for name, a, b in [*pairs, ("whole", one.whole, other.whole)]:
-        of = ((a.parameters, b.parameters), (a.flops, b.flops), (a.seconds, b.seconds))
-        table.add_row(name, *(f"{after / before:.3f}" if before else "-" for before, after in of))
+        of = ((a.parameters, b.parameters), (a.flops, b.flops), (a.seconds, b.seconds), (a.memory, b.memory))
+        table.add_row(name, *(f"{after / before:.3f}" if before and after is not None else "-" for before, after in of))
     return table
 
 
 def _giga(flops: int) -> str:
-    return f"{flops / 1e9:,.2f}"
+    return f"{flops / 1e9:,.2f}" if flops else "-"

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from fastalter.models.spconv_border import ConvAlgo, spconv
-from fastalter.profiling import count_flops
+from fastalter.profiling import count_flops, count_kinds
 from fastalter.profiling.sparse import connected_pairs
 
 
@@ -43,6 +43,13 @@ def test_dense_layers_and_attention(training: bool, need_weights: bool) -> None:
     assert flops["attention"] == attention
     assert flops["last"] == last
     assert flops[""] == conv + attention + last + 2 * 2 * cells * cells * 8
+
+    kinds = count_kinds(net, lambda: net(x))
+    assert kinds["attention"]["attention"] == 2 * 2 * 2 * cells * cells * 8
+    assert kinds["attention"][""] == 3 * 2 * 2 * cells * cells * 8
+    assert kinds["dense"]["inner.conv"] == conv
+    assert kinds["dense"][""] + kinds["attention"][""] == flops[""]
+    assert not +kinds["sparse"]
 
 
 def test_the_settings_of_attention_are_put_back() -> None:
@@ -89,6 +96,10 @@ def test_sparse_convolutions_count_the_pairs_that_a_dense_one_of_ones_sees(kind:
     pairs = int((seen * occupied).sum() if net.first.subm else seen.sum())
     assert pairs > 0
     assert flops[""] == flops["first"] == 2 * 3 * 4 * pairs
+    kinds = count_kinds(net, lambda: net(x))
+    assert kinds["sparse"] == {"": 2 * 3 * 4 * pairs, "first": 2 * 3 * 4 * pairs}
+    assert not +kinds["dense"]
+    assert not +kinds["attention"]
 
 
 def test_an_inverse_convolution_connects_what_its_convolution_did() -> None:
