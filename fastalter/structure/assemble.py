@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
@@ -13,13 +13,11 @@ from fastalter.fusion.adapt import FusionModel
 from fastalter.fusion.weights import branch_of, default_prunable
 from fastalter.structure.groups import FIXED, Axis, ChannelGroups, Count, Gate, Kept
 from fastalter.structure.labels import NOTHING
-from fastalter.structure.settle import settle
 from fastalter.structure.trace import Exit, Trace
 
 
 def assemble(trace: Trace, fusion: FusionModel) -> ChannelGroups:
-    """The groups of a finished trace."""
-    settle(trace)
+    """The groups of a settled trace."""
     numbering = _Numbering(trace, fusion)
     layout, number = numbering.layout, numbering.of
     axes = [Axis(name, axis, number(ids)) for (name, axis), ids in trace.axes.items()]
@@ -89,6 +87,16 @@ class _Numbering:
         """bool: labels of attention heads found by their products."""
         known = torch.tensor(sorted(self.contracted), dtype=torch.int32)
         return torch.isin(self._trace.classes.of(labels), known)
+
+
+def pin_sets(trace: Trace, fusion: FusionModel, reasons: Mapping[str, str]) -> None:
+    """Let sets of groups stay, by name, each for its reason."""
+    numbering = _Numbering(trace, fusion)
+    numbers = numbering.of(torch.arange(trace.classes.count, dtype=torch.int32))
+    for name, reason in reasons.items():
+        entry = numbering.layout[name]
+        inside = (numbers >= entry.offset) & (numbers < entry.offset + entry.size)
+        trace.pins.append((inside.nonzero().flatten().to(torch.int32), reason))
 
 
 def _joined(several: Iterable[Tensor]) -> Tensor:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,19 +15,23 @@ from fastalter.fusion.adapt import FusionModel
 from fastalter.fusion.preserve import preserved
 from fastalter.fusion.stubs import replaced_forwards
 from fastalter.fusion.tree import tensors
-from fastalter.structure.assemble import assemble
+from fastalter.structure.assemble import assemble, pin_sets
 from fastalter.structure.groups import ChannelGroups
 from fastalter.structure.rules.modules import seen_from_outside
+from fastalter.structure.settle import settle
 from fastalter.structure.trace import Labelled, Trace, Tracing, plain
+from fastalter.structure.trial import failing_sets
 
 
-def find_groups(model: FusionModel | nn.Module, batch: Any) -> ChannelGroups:
-    """The channel groups of a network, from one forward pass in eval mode.
+def find_groups(model: FusionModel | nn.Module, batch: Any, *, trial: bool = True) -> ChannelGroups:
+    """The channel groups of a network, from one forward pass in eval mode and a trial.
 
     Args:
         model: a `FusionModel`, whose loss is run on the batch; or any module, which is called with the batch (with its
             items, where it is a tuple), and whose channels are all of the branch "fusion".
         batch: what the loss takes. One sample will do; its size matters for `ChannelGroups.flops` alone.
+        trial: also compact the network once, and run it: what cannot leave after all, because the code has its width
+            in a number, say, is found and stays. Costs two forward passes, and one a set where something fails.
 
     Returns:
         ChannelGroups. What leaves the network (predictions) and what mixes channels in a way that the tracer has no
@@ -36,20 +42,48 @@ def find_groups(model: FusionModel | nn.Module, batch: Any) -> ChannelGroups:
     """
     fusion = model if isinstance(model, FusionModel) else FusionModel(model, {}, {}, _call)
     trace = Trace(fusion.model)
-    leave = fusion.model.register_forward_hook(lambda module, inputs, output: _left(trace, output))
-    fast = torch.backends.mha.get_fastpath_enabled()
-    try:
-        torch.backends.mha.set_fastpath_enabled(False)
-        with preserved(fusion.model), torch.no_grad(), trace.watching():
-            fusion.model.eval()
-            with replaced_forwards(seen_from_outside(trace), fusion.model), Tracing(trace):
-                _left(trace, fusion.loss(fusion.model, batch))
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
-        leave.remove()
-    groups = assemble(trace, fusion)
+    with preserved(fusion.model), torch.no_grad(), _plain_attention():
+        fusion.model.eval()
+        _run_labelled(trace, fusion, batch)
+        settle(trace)
+        groups = assemble(trace, fusion)
+        if trial and (failed := failing_sets(fusion.model, groups, partial(_outputs, fusion, batch))):
+            pin_sets(trace, fusion, failed)
+            groups = assemble(trace, fusion)
     _check_branches(fusion, groups)
     return groups
+
+
+@contextmanager
+def _plain_attention() -> Iterator[None]:
+    """Without the fast path of torch's transformer layers, which passes their modules by."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def _run_labelled(trace: Trace, fusion: FusionModel, batch: Any) -> None:
+    leave = fusion.model.register_forward_hook(lambda module, inputs, output: _left(trace, output))
+    try:
+        with replaced_forwards(seen_from_outside(trace), fusion.model), trace.watching(), Tracing(trace):
+            _left(trace, fusion.loss(fusion.model, batch))
+    finally:
+        leave.remove()
+
+
+def _outputs(fusion: FusionModel, batch: Any, network: nn.Module) -> list[Any]:
+    """What the network returns while the loss runs, and what the loss returns."""
+    returned: list[Any] = []
+    hook = network.register_forward_hook(lambda module, inputs, output: returned.append(output))
+    torch.manual_seed(0)
+    try:
+        loss = fusion.loss(network, batch)
+    finally:
+        hook.remove()
+    return returned or [loss]
 
 
 def _call(model: nn.Module, batch: Any) -> Any:

@@ -24,6 +24,12 @@ def strip(labels: Tensor) -> Tensor:
     return labels
 
 
+def rows_along(labels: Tensor, dim: int) -> Tensor:
+    """[size of dim, everything else], without signs; [1, ...] where the labels are one and the same along it."""
+    moved = strip(labels).abs().movedim(dim, 0)
+    return moved.reshape(moved.shape[0], -1)
+
+
 def along(vector: Tensor, dim: int, shape: torch.Size) -> Tensor:
     """Labels of this shape that are `vector` along `dim` and the same everywhere else."""
     view = [1] * len(shape)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fastalter.structure.conditions import Divided, Numbered, Size
-from fastalter.structure.labels import NOTHING, simplified, strip
+from fastalter.structure.labels import NOTHING, rows_along, simplified, strip
 from fastalter.structure.rules.family import Rule, as_labels, aten, labels_of
 from fastalter.structure.rules.pointwise import meet
 from fastalter.structure.trace import Labelled, Trace
@@ -70,8 +70,7 @@ def _note_sizes(trace: Trace, labels: Tensor) -> None:
     """A size that the running module keeps as an attribute, of an axis along which channels differ, has to follow."""
     for dim, size in enumerate(strip(labels).shape):
         for name in _attributes(trace, size):
-            rows = strip(labels).abs().movedim(dim, 0).reshape(size, -1)
-            trace.conditions.append(Size(trace.stack[-1], name, rows.amax(1)))
+            trace.conditions.append(Size(trace.stack[-1], name, rows_along(labels, dim).amax(1)))
 
 
 def _attributes(trace: Trace, size: int) -> list[str]:
@@ -87,9 +86,8 @@ def _split(trace: Trace, func: Any, args: Any, kwargs: Any, value: Any) -> list[
     dim = (args[2] if len(args) > 2 else kwargs.get("dim", 0)) % args[0].dim()
     parts = [simplified(part) for part in func(*as_labels(args), **as_labels(kwargs))]
     sizes = [part.shape[dim] for part in parts]
-    along_dim = strip(args[0].labels).abs().movedim(dim, 0).flatten(1)
-    if len(along_dim) > 1 and len(sizes) > 1:
-        rows = along_dim.amax(1)
+    rows = rows_along(args[0].labels, dim).amax(1)
+    if len(rows) > 1 and len(sizes) > 1:
         if sum(not _attributes(trace, size) for size in sizes) <= 1:
             pass  # named sizes are noted below; one part may take what is left
         elif len(set(sizes)) == 1:
@@ -105,7 +103,7 @@ def _slice(trace: Trace, func: Any, args: Any, kwargs: Any, value: Tensor) -> Te
     """A part of an axis: one of several of a size, or one that attributes name."""
     labels = simplified(func(*as_labels(args), **as_labels(kwargs)))
     dim = (args[1] if len(args) > 1 else 0) % args[0].dim()
-    rows, size = strip(args[0].labels).abs().movedim(dim, 0).flatten(1), labels.shape[dim]
+    rows, size = rows_along(args[0].labels, dim).amax(1), labels.shape[dim]
     if len(rows) == 1 or size == len(rows):
         return labels
     start = args[2] or 0 if len(args) > 2 else 0
@@ -115,12 +113,12 @@ def _slice(trace: Trace, func: Any, args: Any, kwargs: Any, value: Tensor) -> Te
     if step == 1 and (_attributes(trace, size) or named):
         for edge in named:
             for name in _attributes(trace, edge):
-                trace.conditions.append(Size(trace.stack[-1], name, rows.amax(1)[:edge]))
+                trace.conditions.append(Size(trace.stack[-1], name, rows[:edge]))
         _note_sizes(trace, labels)
     elif step == 1 and len(rows) % size == 0 and start % size == 0:
-        trace.conditions.append(Divided(rows.amax(1).view(-1, size), trace.here, inner=True))
+        trace.conditions.append(Divided(rows.view(-1, size), trace.here, inner=True))
     else:
-        trace.conditions.append(Numbered(rows.amax(1), "it is cut at a fixed place", trace.here))
+        trace.conditions.append(Numbered(rows, "it is cut at a fixed place", trace.here))
     return labels
 
 
@@ -128,9 +126,8 @@ def _numbered(trace: Trace, func: Any, args: Any, kwargs: Any, value: Any) -> An
     """Positions of an axis are read by number: channels along it would change theirs."""
     found = func(*as_labels(args), **as_labels(kwargs))
     for dim in _read_axes(func, args):
-        rows = strip(args[0].labels).abs().movedim(dim, 0)
+        rows = rows_along(args[0].labels, dim).amax(1)
         if len(rows) > 1:
-            rows = rows.reshape(len(rows), -1).amax(1)
             trace.conditions.append(Numbered(rows, "its channels are read by number", trace.here))
     return [simplified(x) for x in found] if isinstance(found, (list, tuple)) else simplified(found)
 
@@ -175,7 +172,7 @@ def _rolled(trace: Trace, func: Any, args: Any, kwargs: Any, value: Tensor) -> T
     short = strip(labels)
     for dim in dims:
         if short.shape[dim] > 1:
-            rows = short.abs().movedim(dim, 0).flatten(1).amax(1)
+            rows = rows_along(labels, dim).amax(1)
             trace.conditions.append(Numbered(rows, "its channels are rolled", trace.here))
     return simplified(func(labels, *args[1:], **kwargs)) if any(short.shape[d] > 1 for d in dims) else labels
 

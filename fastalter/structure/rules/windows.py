@@ -37,7 +37,12 @@ def _united_along(trace: Trace, labels: Tensor, dim: int) -> Tensor:
     return highest
 
 
-def _dims(args: Any, kwargs: Any, ndim: int, place: int = 1) -> list[int]:
+_ORDER_FIRST = set(aten("linalg_vector_norm norm"))
+"""Reductions that take the norm's order before the axes."""
+
+
+def _dims(func: Any, args: Any, kwargs: Any, ndim: int) -> list[int]:
+    place = 2 if func.overloadpacket in _ORDER_FIRST else 1
     given = args[place] if len(args) > place else kwargs.get("dim")
     if given is None or (isinstance(given, (list, tuple)) and not given):
         return list(range(ndim))
@@ -59,7 +64,7 @@ def _mixed(trace: Trace, labels: Tensor, dims: Iterable[int], what: str) -> bool
 
 def _reduced(trace: Trace, func: Any, args: Any, kwargs: Any, value: Any) -> Any:
     labels = trace.settled(labels_of(args[0]))
-    dims = _dims(args, kwargs, labels.dim())
+    dims = _dims(func, args, kwargs, labels.dim())
     out = value[0] if isinstance(value, tuple) else value
     if _mixed(trace, labels, dims, f"{_plain_name(func)} over channels"):
         return nothing(out.shape)
