@@ -2,13 +2,14 @@
 
 In eval mode a batch norm is y = s * x + t per channel, s = gamma / sqrt(variance + eps) and t = beta - s * mean.
 Behind a convolution or a linear layer it is the same layer with weights s * W and bias s * b + t (Jacob et al., CVPR
-2018, section 3.2).
+2018, section 3.2). Which norms stand directly behind such a layer is watched in a forward pass, see `watch.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,43 @@ from torch.nn.modules.conv import _ConvNd
 
 from fastalter.errors import ModelError
 from fastalter.fusion.weights import is_sparse_conv
+from fastalter.structure.layers import add_bias_on_cpu
+
+if TYPE_CHECKING:
+    from fastalter.structure.plan import CompactionPlan
+
+
+@dataclass(frozen=True)
+class Folded:
+    """What `fold_norms` did.
+
+    plan  with the folds in it: it rebuilds the folded network
+    left  batch norm's path -> why it stays
+    """
+
+    plan: CompactionPlan
+    left: dict[str, str]
+
+
+def fold_norms(model: nn.Module, forward: Callable[[nn.Module], object], plan: CompactionPlan | None = None) -> Folded:
+    """Fold every batch norm that stands directly behind a convolution or linear layer into it, in place.
+
+    The network computes in eval mode what it did, and in train mode the same: it has no batch statistics any more.
+
+    Args:
+        forward: forward(model) runs the model on an example, all of it that is used at inference.
+        plan: the one that made the model of the original; None where it is the original.
+
+    What `forward` raises is passed on; the model is then as it was.
+    """
+    from fastalter.structure.plan import CompactionPlan
+    from fastalter.structure.watch import find_folds
+
+    found = find_folds(model, forward)
+    for layer, norm in found.pairs:
+        fold_pair(model, layer, norm)
+    before = plan or CompactionPlan({})
+    return Folded(replace(before, folds=[*before.folds, *found.pairs]), found.left)
 
 
 def check_pair(modules: Mapping[str, nn.Module], layer: str, norm: str) -> None:
@@ -47,6 +85,8 @@ def fold_pair(model: nn.Module, layer: str, norm: str) -> None:
     weight.copy_(weight.double() * _along_output(target, scale))
     bias = shift if target.bias is None else shift + scale * target.bias.double()
     target.bias = nn.Parameter(bias.to(weight.dtype), requires_grad=weight.requires_grad)
+    if is_sparse_conv(target):
+        add_bias_on_cpu(target)
     identity = nn.Identity().train(batch_norm.training)
     for module in model.modules():
         for name, child in module._modules.items():

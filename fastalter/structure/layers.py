@@ -1,10 +1,12 @@
-"""Layers that stand in where channels have left: a norm that still counts them, attention of another inner width.
+"""Layers that stand in where channels or norms have left: a norm that still counts them, attention of another width, a
+sparse convolution with a bias.
 
-Both keep the parameter names of what they stand for, so state dicts fit, and are subclasses of it.
+They keep the parameter names of what they stand for, so state dicts fit, and are subclasses of it.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import Any, cast
 
 import torch
@@ -171,6 +173,31 @@ def _additive(mask: Tensor, like: Tensor) -> Tensor:
     if mask.dtype != torch.bool:
         return mask.to(like.dtype)
     return torch.zeros_like(mask, dtype=like.dtype).masked_fill(mask, float("-inf"))
+
+
+class _BiasOnCPU:
+    """Mixed into a class of spconv's: on the CPU, in eval mode, spconv 2.3 has no kernel that adds a bias."""
+
+    def _conv_forward(
+        self, training: bool, x: Any, weight: Tensor, bias: Tensor | None, *args: Any, **kwargs: Any
+    ) -> Any:
+        run = cast(Any, super())._conv_forward
+        if bias is None or x.features.is_cuda:
+            return run(training, x, weight, bias, *args, **kwargs)
+        y = run(training, x, weight, None, *args, **kwargs)
+        return y.replace_feature(y.features + bias)
+
+
+def add_bias_on_cpu(conv: nn.Module) -> None:
+    """Let a sparse convolution with a bias run on the CPU as well, in place."""
+    if not isinstance(conv, _BiasOnCPU):
+        kind: Any = type(conv)
+        conv.__class__ = _with_bias(kind)
+
+
+@functools.cache
+def _with_bias(kind: Any) -> Any:
+    return type(kind.__name__, (_BiasOnCPU, kind), {"__module__": kind.__module__})
 
 
 def check_norm(norm: nn.Module | None) -> None:
