@@ -12,6 +12,8 @@ from fastalter.models.config import BEVFusionConfig, CameraConfig
 
 CONFIG_KEY = "fastalter_config"
 """Where it is: an entry of the checkpoint's `meta`, or of a safetensors file's metadata."""
+PLAN_KEY = "fastalter_plan"
+"""Beside it in the metadata of a compacted model's file: the plan that made it of the configured one."""
 
 
 def config_to_text(config: BEVFusionConfig) -> str:

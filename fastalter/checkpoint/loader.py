@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from fastalter.checkpoint.compacted import compacted_state, plain_layout, plan_in
 from fastalter.checkpoint.config_text import CONFIG_KEY, config_from_text
 from fastalter.checkpoint.infer import infer_config
 from fastalter.checkpoint.layouts import GEOMETRY, Layout, read_layout, to_model
@@ -22,6 +23,7 @@ from fastalter.models.config import BEVFusionConfig
 
 if TYPE_CHECKING:
     from fastalter.models.bevfusion import BEVFusion
+    from fastalter.structure.plan import CompactionPlan
 
 SHOWN_KEYS = 3
 
@@ -35,6 +37,7 @@ class Loaded:
         sparse_layout: "spconv1", "spconv2.1" or "spconv2" (see `checkpoint.sparse`).
         sha256: of the whole file, hexadecimal.
         notes: remarks for the user, one line each.
+        plan: of a compacted model: what made it of the one that `config` describes; else None.
     """
 
     model: BEVFusion
@@ -45,6 +48,7 @@ class Loaded:
     sha256: str
     notes: list[str] = field(default_factory=list)
     template: Template | None = field(default=None, repr=False)
+    plan: CompactionPlan | None = field(default=None, repr=False)
 
     def save(self, path: str | os.PathLike[str], state: Mapping[str, Tensor] | nn.Module | None = None) -> None:
         """Write a state dict (or a model; None: this one) in the layout the file came in.
@@ -63,7 +67,7 @@ def load_checkpoint(
 ) -> Loaded:
     """Read a published BEVFusion checkpoint, or one of this package's own, into an in-tree model on the CPU.
 
-    Nothing in the file is run. The model is in train mode, float32.
+    Nothing in the file is run. The model is in train mode, float32. A compacted checkpoint gives the compacted model.
 
     Args:
         model: name of a registered model whose configuration is used instead of the one read off the file.
@@ -89,18 +93,20 @@ def _registered(name: str) -> BEVFusionConfig:
 
 
 def _load(archive: Archive, forced: BEVFusionConfig | None, image_size: tuple[int, int] | None) -> Loaded:
-    layout = read_layout(archive.state)
+    plan = plan_in(archive.metadata)
+    layout = read_layout(archive.state) if plan is None else plain_layout(archive.state)
     state = to_model(archive.state, layout)
     names = {entry.key: entry.file_key for entry in layout.entries}
-    config, wanted = _plan(archive, layout, state, forced, image_size)
+    config, wanted = _plan(archive, layout, state, forced, image_size, plan)
     compare(wanted, state, names)
     check_finite(state, names)
     network = _build(config)
+    if plan is not None:
+        plan.apply(network)
     notes = [*archive.notes, *layout.notes, *_fill(network, state), *_dtype_notes(archive)]
     template, left_out = make_template(archive, layout)
-    return Loaded(
-        network, layout.family, layout.sparse, config, archive.path, archive.sha256, notes + left_out, template
-    )
+    notes += left_out
+    return Loaded(network, layout.family, layout.sparse, config, archive.path, archive.sha256, notes, template, plan)
 
 
 def _plan(
@@ -109,14 +115,16 @@ def _plan(
     state: Mapping[str, Tensor],
     forced: BEVFusionConfig | None,
     image_size: tuple[int, int] | None,
+    plan: CompactionPlan | None,
 ) -> tuple[BEVFusionConfig, Mapping[str, Tensor]]:
     """The configuration and its state dict without memory, for a damaged file must not decide what is allocated."""
     try:
-        config = _configure(archive, layout, state, forced)
+        config = _configure(archive, layout, state, forced) if plan is None else _original(archive, forced)
         if image_size is not None:
             config = config.with_image_size(*image_size)
         with torch.device("meta"):
-            return config, _build(config).state_dict()
+            model = _build(config)
+            return config, model.state_dict() if plan is None else compacted_state(plan, model)
     except (CheckpointError, ModelError):
         raise
     except Exception as error:  # sizes that no constructor was written for
@@ -136,6 +144,18 @@ def _configure(
     text = _carried_text(archive)
     carried = config_from_text(text) if text is not None else None
     return infer_config(state, layout.family, carried, [config_of(name) for name in list_models()])
+
+
+def _original(archive: Archive, forced: BEVFusionConfig | None) -> BEVFusionConfig:
+    """Of a compacted file: the configuration that its plan starts from. Its shapes tell of another."""
+    text = _carried_text(archive)
+    if text is None:
+        raise CheckpointError(
+            f"it is compacted and carries no {CONFIG_KEY}: build your own model, apply its CompactionPlan, "
+            "then load its state dict"
+        )
+    config = config_from_text(text)
+    return config if forced is None else replace(forced, box_convention=config.box_convention)
 
 
 def _carried_text(archive: Archive) -> str | None:

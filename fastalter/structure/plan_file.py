@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from fastalter.structure.plan import CompactionPlan
 
 KIND, VERSION = "fastalter compaction plan", 1
-PLAN_KEY = "fastalter_plan"
-"""The entry of a compacted safetensors file's metadata that holds its plan."""
 MAX_SIZE = 2**31
 """Longer axes than any weight has; a damaged file must not decide what is allocated."""
 
@@ -120,6 +118,7 @@ def _text(path: Path) -> str:
         head = file.read(9)
     if head[8:9] != b"{" or head[:1] == b"{":
         return path.read_text(encoding="utf-8", errors="replace")
+    from fastalter.checkpoint.config_text import PLAN_KEY
     from fastalter.checkpoint.reader import read_checkpoint
 
     text = read_checkpoint(path).metadata.get(PLAN_KEY)
