@@ -32,7 +32,8 @@ def _reshaped(trace: Trace, func: Any, args: Any, kwargs: Any, value: Tensor) ->
     before: Tensor = args[0].labels
     after = simplified(before.reshape(value.shape))
     for dims in divided_axes(before.shape, after.shape):
-        trace.conditions += [Divided(table, trace.here)] if (table := _table(after, dims)) is not None else []
+        if (table := _table(trace, after, dims)) is not None:
+            trace.conditions.append(Divided(table, trace.here))
     _note_sizes(trace, after)
     return after
 
@@ -57,13 +58,13 @@ def divided_axes(before: torch.Size, after: torch.Size) -> list[list[int]]:
     return groups
 
 
-def _table(labels: Tensor, dims: list[int]) -> Tensor | None:
-    """The labels of these axes alone; None where there are none, or they lie along one of them only."""
-    short = strip(labels)
-    if sum(short.shape[dim] > 1 for dim in dims) < 2 or not bool((short != NOTHING).any()):
+def _table(trace: Trace, labels: Tensor, dims: list[int]) -> Tensor | None:
+    """The labels of these axes alone; None where channels do not differ along them."""
+    if not any(trace.classes.varies(labels, dim) for dim in dims):
         return None
+    short = strip(labels).abs()
     others = [dim for dim in range(short.dim()) if dim not in dims]
-    return short.abs().amax(others) if others else short.abs()
+    return short.amax(others) if others else short
 
 
 def _note_sizes(trace: Trace, labels: Tensor) -> None:
@@ -115,7 +116,7 @@ def _slice(trace: Trace, func: Any, args: Any, kwargs: Any, value: Tensor) -> Te
             for name in _attributes(trace, edge):
                 trace.conditions.append(Size(trace.stack[-1], name, rows[:edge]))
         _note_sizes(trace, labels)
-    elif step == 1 and len(rows) % size == 0 and start % size == 0:
+    elif step == 1 and size > 1 and len(rows) % size == 0 and start % size == 0:
         trace.conditions.append(Divided(rows.view(-1, size), trace.here, inner=True))
     else:
         trace.conditions.append(Numbered(rows, "it is cut at a fixed place", trace.here))
@@ -241,11 +242,11 @@ def _index_put(trace: Trace, func: Any, args: Any, kwargs: Any) -> Any:
     func(target.value, indices, source.value if isinstance(source, Labelled) else source, *args[3:], **kwargs)
     if 0 in target.labels.stride():
         target.labels = target.labels.contiguous()
-    places = [None if index is None else index.cpu() for index in indices]
-    there = target.labels[tuple(slice(None) if place is None else place for place in places)]
+    places = tuple(slice(None) if index is None else index.cpu() for index in indices)
+    there = target.labels[places]
     written = trace.settled(labels_of(source)).expand(there.shape)
     trace.classes.unite(there, written)
-    target.labels.index_put_(places, torch.where(written == NOTHING, there, written))
+    target.labels[places] = torch.where(written == NOTHING, there, written)
     return target
 
 

@@ -41,7 +41,10 @@ def product(trace: Trace, left: Tensor, right: Tensor) -> Tensor:
     other = strip(right).amax(1, keepdim=True)
     both = common_shape(one, other)
     trace.classes.unite(one.expand(both), other.expand(both))
-    return torch.where(one == NOTHING, other, one).expand(shape)
+    labels = torch.where(one == NOTHING, other, one)
+    of_result = labels.amax(1).expand(shape[0], shape[2])
+    trace.class_flops.append((of_result, 2.0 * shape[1] * left.shape[2]))
+    return labels.expand(shape)
 
 
 def _contracted(trace: Trace, left: Tensor, right: Tensor, shape: torch.Size) -> Tensor:
@@ -62,9 +65,6 @@ def _bmm(trace: Trace, func: Any, args: Any, kwargs: Any, value: Tensor) -> Tens
         from fastalter.structure.rules.pointwise import meet
 
         return meet(trace, [labels, labels_of(args[0])], value.shape)
-    if bool((strip(labels) != NOTHING).any()) and not trace.classes.varies(left, 2):  # weights times values
-        heads = strip(labels).amax((1, 2)).expand(left.shape[0])
-        trace.class_flops.append((heads, 2.0 * left.shape[1] * left.shape[2] * right.shape[2]))
     return labels
 
 

@@ -92,6 +92,17 @@ def _sorted_stable(trace: Trace, func: Any, args: Any, kwargs: Any, value: Any) 
     return _along_one(trace, func, args[:1], {"dim": kwargs.get("dim", -1)}, value)
 
 
+def _gated(trace: Trace, func: Any, args: Any, kwargs: Any, value: Tensor) -> Tensor:
+    """One half of an axis times the sigmoid of the other: entry by entry they are one channel."""
+    labels = strip(trace.settled(labels_of(args[0])))
+    dim = (args[1] if len(args) > 1 else -1) % labels.dim()
+    if labels.shape[dim] == 1:
+        return labels.expand(value.shape)
+    one, other = labels.chunk(2, dim)
+    trace.classes.unite(one, other)
+    return one.expand(value.shape)
+
+
 def _embedding_bag(trace: Trace, func: Any, args: Any, kwargs: Any, value: Any) -> Tensor:
     """Rows of the first argument are summed."""
     return along(trace.classes.channels(trace.settled(labels_of(args[0])), 1), 1, value[0].shape)
@@ -126,6 +137,7 @@ RULES: dict[Any, Rule] = {
         _along_one,
     ),
     **dict.fromkeys(aten("sort"), _sorted_stable),
+    **dict.fromkeys(aten("glu"), _gated),
     **dict.fromkeys(aten("_embedding_bag _embedding_bag_forward_only"), _embedding_bag),
     **dict.fromkeys(aten("index_add index_add_ scatter_add scatter_add_ index_copy index_copy_"), _index_add),
 }
