@@ -19,7 +19,8 @@ from fastalter.structure.find import find_groups
 from fastalter.structure.groups import FIXED, ChannelGroups
 from fastalter.structure.mask import ChannelMask
 from fastalter.structure.plan import CompactionPlan
-from tests.structure.zoo import SETTINGS, Network, Spec, build, specs
+from tests.structure.zoo import KINDS, SETTINGS, Network, Part, Spec, build, specs
+from tests.structure.zoo_known import KNOWN
 
 RELATIVE = 1e-9
 """Of the largest output, in float64: the same sums with the zeros left out."""
@@ -120,8 +121,26 @@ def check_plan(spec: Spec, network: Network, small: nn.Module, mask: ChannelMask
         assert difference(rebuilt(*inputs), small(*inputs)) <= RELATIVE
 
 
+@pytest.mark.parametrize(("part", "stays"), KNOWN, ids=str)
+def test_of_every_kind_of_block_it_is_known_what_stays(part: Part, stays: str | None) -> None:
+    """Nothing but the outputs, or the one thing named in the table: pruning less than that goes red."""
+    spec = Spec(0, (8,), ((),), (part,), "map")
+    network, inputs = build(spec)
+    kept = {kept.layer: kept.reason for kept in find_groups(network, inputs).kept}
+    assert "it leaves the network" in kept.pop("out")
+    if stays is None:
+        assert kept == {}
+    else:
+        assert [layer for layer, reason in kept.items() if stays not in reason and "did not run" not in reason] == []
+    check(spec, 0.5)
+
+
+def test_the_table_has_every_kind() -> None:
+    assert {part.kind for part, _ in KNOWN} == set(SETTINGS) == set(KINDS)
+
+
 @pytest.mark.parametrize("kind", sorted(SETTINGS))
-@settings(WHOLE, max_examples=3)
+@settings(WHOLE, max_examples=2)
 @given(data=st.data())
 def test_every_kind_of_block(kind: str, data: st.DataObject) -> None:
     check(data.draw(specs(kind)), data.draw(ratios))
