@@ -11,13 +11,16 @@ from torch import nn
 
 from fastalter.altermoma import Batches, Clock, Progress, Reactivation, ReriData
 from fastalter.criteria import CRITERIA, Criterion, Options, Problem, Ranking, Scores
+from fastalter.criteria.problem import Granularity, why_of_weights_alone
 from fastalter.criteria.settings import bound_settings, criterion_of, described
 from fastalter.errors import ScoringError
 from fastalter.fusion import FusionModel, adapt, find_weights
 from fastalter.fusion.adapt import Loss
 from fastalter.fusion.preserve import Bn, preserved, require_grad, scoring_mode
-from fastalter.fusion.weights import Prunable, branch_counts
+from fastalter.fusion.weights import Prunable, Weight, branch_counts
 from fastalter.masks import keep_count, layer_kinds
+from fastalter.structure.gates import Gates
+from fastalter.structure.groups import ChannelGroups
 
 
 def score_model(
@@ -30,6 +33,8 @@ def score_model(
     method: str | Criterion = "altermoma",
     settings: Mapping[str, Any] | None = None,
     ratio: float = 0.8,
+    granularity: Granularity = "weight",
+    groups: ChannelGroups | None = None,
     reactivation: Reactivation | None = None,
     alpha: float = 1.0,
     beta: float = 1.0,
@@ -42,7 +47,7 @@ def score_model(
     progress: bool | Progress = True,
     clock: Clock | None = None,
 ) -> Scores:
-    """Score every prunable weight of a camera-LiDAR (or any multi-sensor) fusion model.
+    """Score every prunable weight, or channel group, of a camera-LiDAR (or any multi-sensor) fusion model.
 
     Args:
         model: an nn.Module, or what `fusion.adapt` made of one. Afterwards it is bitwise what it was: parameters,
@@ -53,10 +58,13 @@ def score_model(
         method: a criterion of `fastalter.criteria.CRITERIA`, or a function criterion(problem, **settings) -> Ranking.
         settings: keyword arguments of the criterion, as {"steps": 3}. altermoma has none: the arguments here are its.
         ratio: the ratio that the mask will have. Scores of synflow and imp are good for it alone; others ignore it.
+        granularity: "weight", or "channel": one score per channel group, from the derivative by a gate on it
+            (`structure.gates`). Of the criteria that score single weights alone there is none.
+        groups: the channel groups; None finds them on the first batch (`structure.find_groups`).
         reactivation: B and the learning rate of eq. 16; default Reactivation().
         alpha, beta: weights of DeCI and ReRI (eq. 11 to 13). beta = 0 ranks inside a branch as SNIP does.
         reri_data: "paired": both gradients of ReRI on all batches. "paper": the second on D_B alone, as eq. 10 reads.
-        prunable: prunable(name, parameter, module) -> bool in place of the default set P.
+        prunable: prunable(name, parameter, module) -> bool in place of the default set P; for single weights.
         bn: batch norms use batch statistics ("train") or running ones ("frozen"). Dropout and stochastic depth are off.
         direct: the plain form of Algorithm 1, the oracle: same scores, about 1.7 times the work.
         keep_terms: keep what the scores are made of, too: `Scores.terms`, of altermoma "deci" and "reri".
@@ -65,13 +73,16 @@ def score_model(
         clock: receives seconds per stage; a caller that times more stages passes its own.
 
     Returns:
-        Scores: one per prunable weight, with the metadata of the run.
+        Scores: one per prunable weight or channel group, with the metadata of the run.
 
     Raises:
         ModelError, DataError, ScoringError: see `fusion.adapt`, `Batches` and the criterion; each names the place.
         MaskError: the ratio is not in [0, 1).
     """
     name, criterion = criterion_of(method, CRITERIA)
+    _one_of("granularity", granularity, Granularity)
+    channels = granularity == "channel"
+    _check_granularity(name, criterion, channels, groups, prunable)
     bound = bound_settings(name, criterion, settings)
     keep_count(1, ratio)  # refuses a ratio outside [0, 1)
     _one_of("reri_data", reri_data, ReriData)
@@ -81,11 +92,15 @@ def score_model(
     fusion = adapt(model, branches=branches, outlets=outlets, loss=loss)
     weights = find_weights(fusion, prunable)
     data, description, synthetic = _data(fusion, batches, options)
+    walked = Batches(data)
     with preserved(fusion.model) as snapshot, _progress(progress) as report:
+        if channels:
+            groups = groups or _found(fusion, walked, clock)
+            require_grad(list(Gates(groups, weights, fusion.model).parameters.values()))
         scoring_mode(fusion.model, bn)
         require_grad([w.parameter for w in weights if w.prunable])
-        problem = Problem(fusion, weights, Batches(data), options, snapshot.restore_tensors, clock, report)
-        ranking = _checked(name, criterion(problem, **bound), keep_terms)
+        problem = Problem(fusion, weights, walked, options, snapshot.restore_tensors, clock, report, groups)
+        ranking = _checked(name, criterion(problem, **bound), keep_terms, groups)
     metadata = {
         "method": name,
         "model": type(fusion.model).__name__,
@@ -94,8 +109,9 @@ def score_model(
         "seed": seed,
         "settings": _settings(method, options, bn) | described(bound),
         "batches": len(data),
-        "branches": branch_counts(fusion, weights),
-        "layers": layer_kinds(fusion.model, ranking.layout),
+        "granularity": granularity,
+        "branches": _branches(fusion, weights, groups),
+        "layers": {} if channels else layer_kinds(fusion.model, ranking.layout),
         "seconds": dict(clock.seconds),
         "network_seconds": clock.network_seconds,
         "warnings": [*fusion.notes, *ranking.warnings],
@@ -103,13 +119,47 @@ def score_model(
     }
     if ranking.for_ratio is not None:
         metadata["for_ratio"] = ranking.for_ratio
-    return Scores(ranking.score, ranking.layout, metadata, ranking.histogram, ranking.terms)
+    return Scores(ranking.score, ranking.layout, metadata, ranking.histogram, ranking.terms, groups)
 
 
-def _checked(name: str, ranking: Any, keep_terms: bool) -> Ranking:
-    """What the criterion returned, if it is a Ranking whose numbers fit its layout."""
+def _check_granularity(
+    name: str, criterion: Criterion, channels: bool, groups: ChannelGroups | None, prunable: Prunable | None
+) -> None:
+    why = why_of_weights_alone(criterion)
+    if channels and why is not None:
+        able = ", ".join(known for known, other in CRITERIA.items() if why_of_weights_alone(other) is None)
+        raise ScoringError(f"method {name!r} cannot score channels: {why}; take one of {able}")
+    if channels and prunable is not None:
+        raise ScoringError("prunable chooses single weights; for channels pass groups that leave out what has to stay")
+    if groups is not None and not channels:
+        raise ScoringError("groups are given and granularity is 'weight'; pass granularity='channel' with them")
+
+
+def _found(fusion: FusionModel, batches: Batches, clock: Clock) -> ChannelGroups:
+    from fastalter.structure.find import find_groups
+
+    first = next(iter(batches), None)
+    if first is None:
+        raise ScoringError("batches are empty: channel groups are found by running the model on one")
+    with clock.stage("channel groups"):
+        return find_groups(fusion, first[1])
+
+
+def _branches(fusion: FusionModel, weights: list[Weight], groups: ChannelGroups | None) -> dict[str, dict[str, int]]:
+    """Parameters of every branch, and how many of its weights or channel groups may be pruned."""
+    counts = branch_counts(fusion, weights)
+    if groups is not None:
+        for branch, count in counts.items():
+            count["prunable"] = sum(e.size for e in groups.layout.entries if e.branch == branch)
+    return counts
+
+
+def _checked(name: str, ranking: Any, keep_terms: bool, groups: ChannelGroups | None) -> Ranking:
+    """What the criterion returned, if it is a Ranking whose numbers fit its layout, and that the groups if given."""
     if not isinstance(ranking, Ranking):
         raise ScoringError(f"method {name!r} returned a {type(ranking).__name__}; return a fastalter.criteria.Ranking")
+    if groups is not None and ranking.layout.entries != groups.layout.entries:
+        raise ScoringError(f"method {name!r} ranks something else than the channel groups; use problem.arena()")
     size = ranking.layout.size
     for what, arena in {"score": ranking.score, **ranking.terms}.items():
         if arena.shape != (size,) or arena.dtype not in (torch.float32, torch.float64):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from fastalter.altermoma import AlternateMasking, Arena, DirectPasses, SharedPasses, alter_eva
+from fastalter.altermoma import AlternateMasking, DirectPasses, SharedPasses, alter_eva
 from fastalter.criteria.problem import Problem, Ranking
 
 
 def altermoma(problem: Problem) -> Ranking:
     """Score every weight of P by DeCI - ReRI (eq. 11 to 13); the terms are "deci" and "reri", both normalised.
+
+    Channel groups likewise: DeCI = |dL/dm|, ReRI = |dL_start/dm - dL_end/dm| of a gate m on each.
 
     Raises:
         ScoringError: too few batches, a loss or gradient that is not finite, or (direct form) a masked branch that
@@ -15,7 +17,7 @@ def altermoma(problem: Problem) -> Ranking:
     """
     options, fusion = problem.options, problem.fusion
     with problem.clock.stage("arena"):
-        arena = Arena(problem.weights, fusion.branch_names)
+        arena = problem.arena()
     passes = (DirectPasses if options.direct else SharedPasses)(fusion, problem.weights, problem.clock, options.seed)
     AlternateMasking(
         branches=list(fusion.branches),

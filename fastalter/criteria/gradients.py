@@ -44,7 +44,7 @@ def mean_gradients(problem: Problem) -> Arena:
     Raises:
         ScoringError: see `gradients_by_batch`, or a gradient that is not finite; names the weight.
     """
-    arena = Arena(problem.weights, problem.fusion.branch_names)
+    arena = problem.arena()
     with problem.clock.stage("gradients"):
         for gradients in gradients_by_batch(problem):
             arena.grad.add(gradients)

@@ -14,11 +14,12 @@ from torch import Tensor
 from fastalter.altermoma import Arena
 from fastalter.criteria.gradients import backward_of
 from fastalter.criteria.held import HeldTraining
-from fastalter.criteria.problem import Problem, Ranking, for_one_ratio
+from fastalter.criteria.problem import Problem, Ranking, for_one_ratio, of_weights_alone
 from fastalter.criteria.removal import Removal
 from fastalter.errors import ScoringError
 
 
+@of_weights_alone("its rounds take single weights away")
 @for_one_ratio
 def imp(problem: Problem, *, rounds: int = 5, steps: int = 20, lr: float = 1e-4) -> Ranking:
     """Scores for the run's ratio alone: |theta| after the last training, of what the rounds before it left.

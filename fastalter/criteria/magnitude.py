@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from fastalter.altermoma import Arena
 from fastalter.criteria.problem import Problem, Ranking
 
 
 def magnitude(problem: Problem) -> Ranking:
-    """S = |theta|. It looks at no batch."""
-    arena = Arena(problem.weights, problem.fusion.branch_names)
+    """S = |theta|; of a channel group the L2 norm over every parameter entry that leaves with it. It looks at no batch.
+
+    Groups of more entries have larger norms: nothing is divided by their number.
+    """
+    arena = problem.arena()
     with problem.clock.stage("score"):
-        return Ranking(arena.layout, arena.theta.abs_())
+        return Ranking(arena.layout, arena.magnitudes())

@@ -20,11 +20,12 @@ from fastalter.altermoma import Arena, Backward, DirectPasses, Gradients, Layout
 from fastalter.altermoma.arena import Accumulator
 from fastalter.criteria.gradients import backward_of
 from fastalter.criteria.held import HeldTraining
-from fastalter.criteria.problem import Problem, Ranking, for_one_ratio
+from fastalter.criteria.problem import Problem, Ranking, for_one_ratio, of_weights_alone
 from fastalter.criteria.removal import Removal
 from fastalter.errors import ScoringError
 
 
+@of_weights_alone("its rounds take single weights away")
 @for_one_ratio
 def modalfisher(problem: Problem, *, rounds: int = 5, share: float = 0.2, steps: int = 10, lr: float = 1e-3) -> Ranking:
     """Scores for the run's ratio alone: S of the last round, of what the rounds before it left.

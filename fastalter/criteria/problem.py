@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import wraps
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
-from fastalter.altermoma import Batches, Clock, Layout, Progress, Reactivation, ReriData
+from fastalter.altermoma import Arena, Batches, Clock, Layout, Progress, Reactivation, ReriData
 from fastalter.fusion import FusionModel, Weight
+from fastalter.structure.arena import GateArena
+from fastalter.structure.groups import ChannelGroups
+
+Granularity = Literal["weight", "channel"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,7 @@ class Problem:
     """A network ready to be scored: in scoring mode, its gradients on, its state kept elsewhere.
 
     reinitialise  puts parameters and buffers back to theta_init; a criterion that trains calls it
+    groups        what to score in the place of single weights, or None
     """
 
     fusion: FusionModel
@@ -41,6 +46,13 @@ class Problem:
     reinitialise: Callable[[], None]
     clock: Clock
     progress: Progress
+    groups: ChannelGroups | None = None
+
+    def arena(self) -> Arena:
+        """What is scored, and room for its gradients: the prunable weights, or a gate on every channel group."""
+        if self.groups is not None:
+            return GateArena(self.groups, self.weights, self.fusion.model)
+        return Arena(self.weights, self.fusion.branch_names)
 
 
 @dataclass
@@ -77,6 +89,21 @@ def for_one_ratio(criterion: Criterion) -> Criterion:
 
     marked.__dict__["for_one_ratio"] = True
     return marked
+
+
+def of_weights_alone(reason: str) -> Callable[[Criterion], Criterion]:
+    """Mark a criterion that cannot score channel groups; the reason completes "it cannot score channels: ..."."""
+
+    def mark(criterion: Criterion) -> Criterion:
+        criterion.__dict__["of_weights_alone"] = reason
+        return criterion
+
+    return mark
+
+
+def why_of_weights_alone(criterion: Criterion) -> str | None:
+    """The reason of the mark; None where there is none."""
+    return getattr(criterion, "of_weights_alone", None)
 
 
 def is_for_one_ratio(criterion: Criterion) -> bool:

@@ -6,6 +6,8 @@ A mask c multiplies the initial weights; K steps of SGD follow; the score is wha
 
 By the chain rule dL/dc = theta * dL/dtheta_0, so that no mask has to be made. The first-order form takes the Jacobians
 dtheta_k+1/dtheta_k = 1 - lr * Hessian for 1: it is theta * dL/dtheta_K.
+
+On channels c is a gate: the full form gates the initial network, the first-order form the network at theta_K.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from fastalter.altermoma import Arena, Gradients
+from fastalter.altermoma import Gradients
 from fastalter.criteria.gradients import backward_of, first_batches, sensitivity
 from fastalter.criteria.problem import Problem, Ranking
 from fastalter.errors import ScoringError
@@ -49,8 +51,8 @@ def prospr(problem: Problem, *, steps: int = 3, lr: float = 0.1, order: str = "a
         if order != "first":
             order = _possible(order, inner.once_only())
             problem.reinitialise()  # batch norm's running statistics moved
-        arena = Arena(problem.weights, problem.fusion.branch_names)
-        arena.grad.add(inner.meta_gradient(full=order == "full"))
+        arena = problem.arena()
+        arena.grad.add(*inner.meta_gradient(full=order == "full"))
     arena.check_finite()
     with problem.clock.stage("score"):
         score, histogram, _ = sensitivity(arena, normalised=False)
@@ -75,8 +77,8 @@ class _InnerLoop:
         self._lr = lr
         self._loss = _LossAt(problem)
 
-    def meta_gradient(self, *, full: bool) -> Gradients:
-        """dL(theta_K)/dtheta_0, or its first-order form dL(theta_K)/dtheta_K, by parameter name."""
+    def meta_gradient(self, *, full: bool) -> tuple[Gradients, Gradients]:
+        """dL(theta_K)/dtheta_0, or its first-order form dL(theta_K)/dtheta_K, by parameter name; and that theta."""
         differentiate = self._loss.backward.differentiate
         start = theta = self._loss.start()
         with _twice_differentiable_attention() if full else nullcontext():
@@ -89,9 +91,10 @@ class _InnerLoop:
                 theta = {name: value - self._lr * gradients.get(name, 0.0) for name, value in theta.items()}
                 if not full:
                     theta = {name: value.detach().requires_grad_() for name, value in theta.items()}
-            found = differentiate(loss, start if full else theta)
+            place = start if full else theta
+            found = differentiate(loss, place)
         self._problem.progress("prospr", self._steps + 1, self._steps + 1)
-        return found
+        return found, place
 
     def once_only(self) -> str | None:
         """Why the loss of the first batch cannot be differentiated twice, found by trying; None where it can."""

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from fastalter.altermoma import Arena
 from fastalter.criteria.problem import Problem, Ranking
 
 
 def random(problem: Problem) -> Ranking:
     """S is uniform in [0, 1), drawn from the run's seed alone: the same bits on every device."""
-    arena = Arena(problem.weights, problem.fusion.branch_names)
+    arena = problem.arena()
     generator = torch.Generator().manual_seed(problem.options.seed)
     with problem.clock.stage("score"):
         score = torch.rand(arena.layout.size, generator=generator, dtype=arena.theta.dtype)

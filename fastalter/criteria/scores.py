@@ -1,4 +1,4 @@
-"""Scores: one number per prunable weight, where they come from, and the mask they give."""
+"""Scores: one number per prunable weight or channel group, where they come from, and the mask they give."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ from fastalter.altermoma.arena import Layout
 from fastalter.artifacts import read_artifact, write_artifact
 from fastalter.errors import MaskError
 from fastalter.masks import Mask, check_n_m, keep_count, select, select_n_m
+from fastalter.structure import store
+from fastalter.structure.budget import Budget, select_channels
+from fastalter.structure.groups import ChannelGroups
 
 DEFAULT_RATIO = 0.8
 
@@ -29,6 +32,9 @@ class Scores:
     the kind of layer of every weight; for_ratio where they are good for one ratio alone. `terms` is what they are made
     of, each [N] like `flat`, where the run kept it (`score_model(keep_terms=True)`): of altermoma "deci" and "reri",
     S = alpha * deci - beta * reri.
+
+    Scores of channels (`score_model(granularity="channel")`) have `groups`, and one number per group in the place of
+    weights: scores["name"] is those of the set of this name.
     """
 
     def __init__(
@@ -38,11 +44,13 @@ class Scores:
         metadata: dict[str, Any],
         histogram: Tensor | None = None,
         terms: Mapping[str, Tensor] | None = None,
+        groups: ChannelGroups | None = None,
     ) -> None:
         self.flat = flat
         self.layout = layout
         self.metadata = metadata
         self.terms = dict(terms or {})
+        self.groups = groups
         self._histogram = histogram
 
     def __getitem__(self, name: str) -> Tensor:
@@ -60,14 +68,21 @@ class Scores:
 
     def __repr__(self) -> str:
         branches = ", ".join(f"{b} {self.branch(b).numel():,}" for b in self.layout.branches)
-        return f"Scores({self.metadata.get('method', '?')}: {self.layout.size:,} weights; {branches})"
+        unit = "weights" if self.groups is None else "channels"
+        return f"Scores({self.metadata.get('method', '?')}: {self.layout.size:,} {unit}; {branches})"
 
     def branch(self, name: str) -> Tensor:
         """The scores of a branch, 1-D."""
         return self.flat[self.layout.range(name)]
 
     def mask(
-        self, ratio: float | None = None, *, min_keep: float | None = None, n_m: tuple[int, int] | None = None
+        self,
+        ratio: float | None = None,
+        *,
+        min_keep: float | None = None,
+        n_m: tuple[int, int] | None = None,
+        budget: Budget | None = None,
+        round_to: int | None = None,
     ) -> Mask:
         """Prune the lowest-scored `ratio` of all weights (0.8 if not given) by one global threshold.
 
@@ -76,10 +91,18 @@ class Scores:
         sparsity in place of the threshold, as (2, 4): two of every four consecutive inputs stay in the layers that can
         have it, everything stays in the others; the ratio is then 1 - n/m. See `masks.select_n_m`.
 
+        Of channel scores the mask is a `ChannelMask`: `budget` says what the ratio is of ("channels", "parameters" or
+        "flops"), `round_to` what the channels of a layer are a multiple of, see `structure.budget.select_channels`.
+
         Raises:
             MaskError: the ratio is not in [0, 1), not the one that the scores are for or not that of `n_m`, the scores
-                hold NaN, `min_keep` needs more weights than stay, or no layer can have `n_m`.
+                hold NaN, `min_keep` or `round_to` needs more than stays, no layer can have `n_m`, or an option is not
+                for such scores.
         """
+        if self.groups is not None:
+            return self._channel_mask(self.groups, ratio, min_keep, n_m, budget or "channels", round_to)
+        if budget is not None or round_to is not None:
+            raise MaskError("budget and round_to are for channels: score the model with granularity='channel'")
         if n_m is not None:
             return self._n_m_mask(ratio, min_keep, n_m)
         ratio = DEFAULT_RATIO if ratio is None else ratio
@@ -93,6 +116,29 @@ class Scores:
             min_keep=min_keep,
             metadata=self._made_from(),
             histogram=self._histogram,
+        )
+
+    def _channel_mask(
+        self,
+        groups: ChannelGroups,
+        ratio: float | None,
+        min_keep: float | None,
+        n_m: tuple[int, int] | None,
+        budget: Budget,
+        round_to: int | None,
+    ) -> Mask:
+        if n_m is not None:
+            raise MaskError("n_m is for single weights: score the model with granularity='weight'")
+        ratio = DEFAULT_RATIO if ratio is None else ratio
+        self._check_ratio(ratio)
+        return select_channels(
+            self.flat,
+            groups,
+            ratio,
+            budget=budget,
+            min_keep=min_keep,
+            round_to=round_to,
+            metadata=self._made_from(),
         )
 
     def _n_m_mask(self, ratio: float | None, min_keep: float | None, n_m: tuple[int, int]) -> Mask:
@@ -116,11 +162,17 @@ class Scores:
         return {key: self.metadata[key] for key in MADE_FROM if key in self.metadata}
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a safetensors file with one tensor per weight, "term/weight" for every term; whole or not at all."""
+        """Write a safetensors file with one tensor per weight, "term/weight" for every term; whole or not at all.
+
+        Scores of channels: one tensor per set, and the groups (`structure.store`).
+        """
         tensors = {name: self[name] for name in self}
         for term, arena in self.terms.items():
             tensors |= {f"{term}/{name}": self._of(arena, name) for name in self}
         facts = {"terms": list(self.terms), "layout": self.layout.to_json()}
+        if self.groups is not None:
+            numbers, document = store.pack(self.groups)
+            tensors, facts = tensors | numbers, facts | document
         write_artifact(path, "scores", tensors, {**self.metadata, **facts})
 
     @staticmethod
@@ -141,4 +193,6 @@ class Scores:
             return torch.cat([tensors[prefix + entry.name].reshape(-1) for entry in layout.entries])
 
         terms = {term: arena(f"{term}/") for term in metadata.pop("terms", [])}
-        return Scores(arena(""), layout, metadata, terms=terms)
+        document = metadata.pop(store.KEY, None)
+        groups = None if document is None else store.unpack(path, tensors, document, layout)
+        return Scores(arena(""), layout, metadata, terms=terms, groups=groups)

@@ -12,12 +12,13 @@ from torch.func import functional_call
 from fastalter.altermoma import Arena
 from fastalter.altermoma.arena import Accumulator
 from fastalter.criteria.ones import Forward, forward_of, inputs_of_ones, ones_inside
-from fastalter.criteria.problem import Problem, Ranking, for_one_ratio
+from fastalter.criteria.problem import Problem, Ranking, for_one_ratio, of_weights_alone
 from fastalter.criteria.removal import Removal
 from fastalter.errors import ScoringError
 from fastalter.fusion.tree import tensors
 
 
+@of_weights_alone("its flow is a product over single weights, and its rounds take those away")
 @for_one_ratio
 def synflow(problem: Problem, *, iterations: int = 100, forward: Forward | None = None) -> Ranking:
     """Scores for the run's ratio alone: S = |theta * dR/dtheta| at the last iteration, of what those before it left.
