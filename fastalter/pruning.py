@@ -119,7 +119,8 @@ def prune_checkpoint(options: PruneOptions, progress: ProgressFunction = lambda 
             prune_model(loaded.model, mask).remove()
         except MaskError as error:
             raise MaskError(f"{options.source}: {error}") from error
-    forced = _check_origin(options, mask, loaded)
+    assert options.source is not None
+    forced = check_origin(options.source, mask, loaded, force=options.force)
     run = PruneRun(
         mask=mask,
         record=_record(options, mask, loaded, forced),
@@ -174,27 +175,36 @@ def _mask(options: PruneOptions) -> Mask:
     return scores.mask(ratio, min_keep=options.min_keep)
 
 
-def _check_origin(options: PruneOptions, mask: Mask, loaded: Loaded) -> list[str]:
-    """What --force passes over, a line each. Raises MaskError where there is such a thing and no --force."""
+def check_origin(source: Path, mask: Mask, loaded: Loaded, *, force: bool) -> list[str]:
+    """What --force passes over, a line each, where a mask is not known to be for this checkpoint.
+
+    Raises:
+        MaskError: there is such a thing, and no --force.
+    """
+    reasons = origin_doubts(source, mask, loaded)
+    for reason, advice in reasons.items():
+        if not force:
+            raise MaskError(f"{reason}: {advice}")
+    return list(reasons)
+
+
+def origin_doubts(source: Path, mask: Mask, loaded: Loaded) -> dict[str, str]:
+    """Why a mask may not be for this checkpoint -> what to do about it."""
     from fastalter.assets import provenance
 
-    source = options.source
     made_from = source_sha256(mask.metadata)
     reasons = {}
     if made_from is not None and made_from != loaded.sha256:
         told = mask.metadata["checkpoint"].get("path", "another file")
         reasons[
-            f"{source} was made from {told} (sha256 {made_from[:12]}), not from {options.checkpoint} "
+            f"{source} was made from {told} (sha256 {made_from[:12]}), not from {loaded.path} "
             f"(sha256 {loaded.sha256[:12]})"
         ] = "give that checkpoint, or --force to use it all the same"
     if mask.metadata.get("synthetic") and loaded.sha256 != provenance()["sha256"]:
-        reasons[f"{source} was scored on synthetic data, which {options.checkpoint} was not trained for"] = (
+        reasons[f"{source} was scored on synthetic data, which {loaded.path} was not trained for"] = (
             "score it with --data of its own, or give --force to use it all the same"
         )
-    for reason, advice in reasons.items():
-        if not options.force:
-            raise MaskError(f"{reason}: {advice}")
-    return list(reasons)
+    return reasons
 
 
 def _notes(options: PruneOptions, mask: Mask) -> list[str]:
