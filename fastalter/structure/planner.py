@@ -14,6 +14,16 @@ from fastalter.structure.layers import check_norm
 from fastalter.structure.plan import CompactionPlan, named_tensors
 
 
+def revived(groups: ChannelGroups, kept: Tensor) -> Tensor:
+    """bool [G]: `kept` and, of each axis or count that would be left with nothing, its first group."""
+    kept = kept.clone()
+    counted = [axis.groups for axis in groups.axes] + [count.groups for count in groups.counts]
+    for members in counted:
+        if len(members) and not bool(stays(members, kept).any()):
+            kept[members.min()] = True
+    return kept
+
+
 class Planner:
     """Makes a `CompactionPlan` of groups and a network.
 
@@ -27,7 +37,7 @@ class Planner:
         self.modules = dict(model.named_modules(remove_duplicate=False))
         self._check_axes()
         self.wanted = kept
-        self.kept = self._revived(kept)
+        self.kept = revived(groups, kept)
         self.positions: dict[bytes, Tensor] = {}
 
     def plan(self) -> CompactionPlan:
@@ -56,24 +66,15 @@ class Planner:
             if count.module not in self.modules:
                 raise MaskError(f"{count.module}: the groups count its {count.name} and the model has no such module")
 
-    def _revived(self, kept: Tensor) -> Tensor:
-        """`kept` and, of each axis or count that would be left with nothing, its first group."""
-        kept = kept.clone()
-        counted = [axis.groups for axis in self.groups.axes] + [count.groups for count in self.groups.counts]
-        for members in counted:
-            if len(members) and not bool(stays(members, kept).any()):
-                kept[members.min()] = True
-        return kept
-
     def _cut(self, name: str, axes: list[Axis]) -> Cut | None:
         kept, zero = {}, {}
         for axis in axes:
             flags = stays(axis.groups, self.kept)
             if not bool(flags.all()):
                 kept[axis.axis] = self._interned(flags)
-            revived = flags & ~stays(axis.groups, self.wanted)
-            if name not in self.groups.buffers and bool(revived.any()):
-                zero[axis.axis] = revived.nonzero().flatten()
+            unwanted = flags & ~stays(axis.groups, self.wanted)
+            if name not in self.groups.buffers and bool(unwanted.any()):
+                zero[axis.axis] = unwanted.nonzero().flatten()
         return Cut(tuple(self.tensors[name].shape), kept, zero) if kept or zero else None
 
     def _interned(self, flags: Tensor) -> Tensor:
