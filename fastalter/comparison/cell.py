@@ -14,7 +14,7 @@ from fastalter.comparison.study import Method, Regime, Study
 from fastalter.errors import DataError
 
 Result = dict[str, Any]
-"""regime, method, settings, ratio, seed, key, before, after, kept, seconds, provenance; see `run_cell`."""
+"""regime, method, settings, ratio, seed, key, before, after, kept, reached, seconds, provenance; see `run_cell`."""
 FIELDS = ("regime", "method", "settings", "ratio", "seed", "key", "after", "seconds")
 
 
@@ -34,7 +34,7 @@ class Cell:
 
     def key(self, study: Study) -> str:
         """Changes with anything that the numbers depend on: checkpoints, data, method, training, judge."""
-        facts = {
+        facts: dict[str, Any] = {
             "regime": self.regime.name,
             "origin": dict(self.regime.origin),
             "training": asdict(self.regime.options),
@@ -46,6 +46,8 @@ class Cell:
             "split": study.judge.frames.split,
             "settle": study.settle,
         }
+        if self.regime.budget is not None:  # else left out, so that the keys of finished cells stay what they are
+            facts["budget"] = self.regime.budget
         return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
     def read(self, results: Path, study: Study) -> Result | None:

@@ -1,4 +1,7 @@
-"""One cell: theta_init -> scores -> mask -> batch norm measured anew -> metric -> training, masks held -> metric."""
+"""One cell: theta_init -> scores -> mask -> batch norm measured anew -> metric -> training, mask held -> metric.
+
+Where channels are pruned the network is compacted after the mask, and there is nothing to hold.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,8 @@ from fastalter.finetuning import finetune_model
 from fastalter.masks import Mask, prune_model
 from fastalter.report.progress import ProgressFunction
 from fastalter.scoring import score_model
+from fastalter.structure.compact import compact_model
+from fastalter.structure.mask import ChannelMask
 from fastalter.training.recalibrate import recalibrate
 
 MAIN_METRICS = ("mean_ap", "nd_score", "tp_errors", "mean_label_aps")
@@ -40,25 +45,22 @@ def run_cell(cell: Cell, study: Study, work: Work) -> Result:
     Returns:
         "before" and "after" the training: mean_ap, nd_score, tp_errors, mean_label_aps (before: None where the regime
         has no such state); "dropped": the same after training with each of the judge's sensors dropped; "kept": branch
-        -> kept share; "seconds" per stage; and what identifies the cell.
+        -> kept share of its weights or channel groups; "reached": of channels, the share that is gone by every budget;
+        "seconds" per stage; and what identifies the cell.
 
     Raises:
         FastalterError: of the step that failed; what was finished before it stays in the work folder.
     """
     model = cell.regime.start(cell.seed)
     batches = study.trained(cell.seed, cell.regime)
-    mask = None
-    if cell.method.criterion is not None:
-        with work.clock.stage("score"):
-            mask = scored(cell, study, work, model).mask(cell.ratio)
+    mask = _mask(cell, study, work, model)
     folder = work.folder / "cells" / cell.name
     before = None
-    if mask is not None:
-        prune_model(model, mask).remove()
+    model, held = _pruned(model, mask)
     if cell.regime.before:
         _settle(model, batches, study, work)
         before = _judged(model, study, work, folder / "before")
-    _train(cell, model, batches, mask, study, work)
+    _train(cell, model, batches, held, study, work)
     after = _judged(model, study, work, folder / "after")
     dropped = _judged_with_drops(model, study, work, folder)
     return {
@@ -72,6 +74,7 @@ def run_cell(cell: Cell, study: Study, work: Work) -> Result:
         "after": after,
         "dropped": dropped,
         "kept": None if mask is None else _shares(mask),
+        "reached": None if mask is None else mask.metadata.get("reached"),
         "seconds": {stage: round(seconds, 1) for stage, seconds in work.clock.seconds.items()},
     }
 
@@ -89,9 +92,25 @@ def run_dropped(cell: Cell, study: Study, work: Work) -> dict[str, dict[str, Any
     if not (folder / "training" / "last.pt").exists():
         raise DataError(f"{folder}: no training of this cell here; run the cell first, with the same work folder")
     model = cell.regime.start(cell.seed)
-    mask = None if cell.method.criterion is None else scored(cell, study, work, model).mask(cell.ratio)
-    _train(cell, model, study.trained(cell.seed, cell.regime), mask, study, work)
+    model, held = _pruned(model, _mask(cell, study, work, model))
+    _train(cell, model, study.trained(cell.seed, cell.regime), held, study, work)
     return _judged_with_drops(model, study, work, folder)
+
+
+def _mask(cell: Cell, study: Study, work: Work, model: nn.Module) -> Mask | None:
+    if cell.method.criterion is None:
+        return None
+    with work.clock.stage("score"):
+        return scored(cell, study, work, model).mask(cell.ratio, budget=cell.regime.budget)
+
+
+def _pruned(model: nn.Module, mask: Mask | None) -> tuple[nn.Module, Mask | None]:
+    """The network that goes on, and the mask that its training has to hold: none where what is pruned is gone."""
+    if isinstance(mask, ChannelMask):
+        return compact_model(model, mask), None
+    if mask is not None:
+        prune_model(model, mask).remove()
+    return model, mask
 
 
 def scored(cell: Cell, study: Study, work: Work, model: nn.Module) -> Scores:
@@ -109,6 +128,7 @@ def scored(cell: Cell, study: Study, work: Work, model: nn.Module) -> Scores:
         method=method.criterion,
         settings=method.settings,
         ratio=cell.ratio,
+        granularity="weight" if cell.regime.budget is None else "channel",
         seed=cell.seed,
         progress=work.progress,
         **method.arguments,

@@ -15,6 +15,7 @@ from fastalter.data.nuscenes import NuScenesFrames
 from fastalter.data.prepare import PrepareOptions
 from fastalter.data.views import Batches
 from fastalter.evaluation.model import config_of, frames_for
+from fastalter.structure.budget import Budget
 from fastalter.training import TrainOptions
 
 
@@ -63,6 +64,8 @@ class Regime:
     origin    what `start` reads, by name: SHA-256 of each file
     before    whether the network detects anything before it is trained (a fresh fusion head does not)
     options   of the training after pruning; its seed is the cell's
+    budget    None: single weights become zero, the ratio is one of weights. "channels", "parameters" or "flops": whole
+              channel groups leave the network, which is compacted, and the ratio is one of these
     """
 
     name: str
@@ -71,6 +74,7 @@ class Regime:
     options: TrainOptions
     batch_size: int
     before: bool = True
+    budget: Budget | None = None
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,11 @@ def test_the_key_holds_data_and_judge(changed):
     assert cell().key(changed) != cell().key(study())
 
 
+def test_keys_of_cells_that_were_made_before_channels_stay():
+    assert cell().key(study()) == "416cba3498eb02a0"
+    assert cell(budget="flops").key(study()) != cell(budget="channels").key(study()) != cell().key(study())
+
+
 def test_the_key_depends_on_nothing_else():
     assert cell().key(study()) == cell(start=lambda seed: None).key(study(scored=lambda seed, regime: [1]))
 

@@ -22,6 +22,7 @@ from fastalter.data.synthetic.tables import TRAIN, VAL, VERSION
 from fastalter.errors import DataError
 from fastalter.evaluation import evaluate_model
 from fastalter.training import TrainOptions
+from recipes.experiment.channels import modalfisher_of_channels
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +92,21 @@ def test_sensors_are_dropped_afterwards_as_with_the_cell(common, tmp_path, metho
     together = run_cell(cell, common, work)["dropped"]
     assert set(together) == {"camera"}
     assert json.dumps(run_dropped(cell, common, work)) == json.dumps(together)
+
+
+@pytest.mark.parametrize("method", [Method("magnitude", "magnitude"), Method("own", modalfisher_of_channels)])
+def test_where_channels_go_a_smaller_network_is_trained(common, tmp_path, method):
+    cell = Cell(regime(budget="flops"), method, 0.3, 0)
+    result = run_cell(cell, common, Work(tmp_path))
+    assert 0.3 <= result["reached"]["flops"] < 0.35
+    assert all(0 < share <= 1 for share in result["kept"].values())
+    assert set(result["before"]) == set(result["after"])
+    trained = torch.load(tmp_path / "cells" / cell.name / "training" / "last.pt", weights_only=True)["model"]
+    dense = load_checkpoint(EMBEDDED).model
+    left = sum(trained[name].numel() for name, _ in dense.named_parameters())
+    whole = sum(parameter.numel() for parameter in dense.parameters())
+    assert result["reached"]["parameters"] == pytest.approx(1 - left / whole, abs=0.02)
+    assert json.dumps(run_dropped(cell, common, Work(tmp_path))) == json.dumps(result["dropped"])
 
 
 def kept_of(cell, common):
