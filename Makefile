@@ -50,6 +50,7 @@ bench: install  ## time every op beside its reference and its peers, then the wh
 	$(PY) -m bench.bulk
 	$(PY) -m bench.fuse
 	$(PY) -m bench.compaction
+	$(PY) -m bench.structure
 	$(PY) -m bench.peers
 
 kernels: install  ## compile every GPU kernel for every architecture and write docs/kernels.md
