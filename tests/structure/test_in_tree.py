@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastalter import models
+from fastalter import Reactivation, models, score_model
 from fastalter.data import Batch, load
 from fastalter.fusion import adapt, find_weights
 from fastalter.masks import masked
@@ -67,6 +67,20 @@ def worst(model: nn.Module, batch: Batch, mask: ChannelMask) -> float:
 def test_compacted_equals_masked(name, ratio):
     model, batch, groups = problem(name)
     assert worst(model, batch, random_mask(groups, ratio, seed=round(100 * ratio))) < 1e-12
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TINY)
+def test_compacted_equals_masked_on_altereva_masks(name):
+    model, batch, groups = problem(name)
+    batches = load("synthetic", batches=2, batch_size=1, config=model.config, seed=3)
+    scores = score_model(
+        model, batches, granularity="channel", groups=groups, reactivation=Reactivation(batches=2), progress=False
+    )
+    for ratio in RATIOS:
+        mask = scores.mask(ratio, min_keep=1)
+        assert worst(model, batch, mask) < 1e-12
+        assert mask.kept_total == round((1 - ratio) * groups.size)
 
 
 @pytest.mark.parametrize("name", TINY)
