@@ -20,7 +20,7 @@ from fastalter.structure.groups import FIXED, ChannelGroups
 from fastalter.structure.mask import ChannelMask
 from fastalter.structure.plan import CompactionPlan
 from tests.structure.zoo import KINDS, SETTINGS, Network, Part, Spec, build, specs
-from tests.structure.zoo_known import KNOWN
+from tests.structure.zoo_known import HALVES, KNOWN
 
 RELATIVE = 1e-9
 """Of the largest output, in float64: the same sums with the zeros left out."""
@@ -133,6 +133,11 @@ def test_of_every_kind_of_block_it_is_known_what_stays(part: Part, stays: str | 
     else:
         assert [layer for layer, reason in kept.items() if stays not in reason and "did not run" not in reason] == []
     check(spec, 0.5)
+
+
+@pytest.mark.parametrize(("trunk", "head"), HALVES)
+def test_a_channel_that_is_not_zero_when_it_is_removed(trunk: tuple[Part, ...], head: str) -> None:
+    check(Spec(0, (8,), ((),), trunk, head), 0.5)
 
 
 def test_the_table_has_every_kind() -> None:

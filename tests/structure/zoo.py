@@ -16,8 +16,9 @@ from torch.nn import functional as F
 
 from tests.structure.zoo_attention import TOKEN_BLOCKS
 from tests.structure.zoo_blocks import ACTIVATIONS, BLOCKS, NORMS, Block
+from tests.structure.zoo_odd import ODD_BLOCKS
 
-KINDS: dict[str, type[Block]] = {**BLOCKS, **TOKEN_BLOCKS}
+KINDS: dict[str, type[Block]] = {**BLOCKS, **TOKEN_BLOCKS, **ODD_BLOCKS}
 SIZE = 8
 
 widths = st.sampled_from([4, 6, 8, 12])
@@ -56,11 +57,18 @@ SETTINGS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
     "SplitAttention": {"heads": small, "head_dim": st.sampled_from([2, 4])},
     "TorchAttention": {"heads": small, "other": st.sampled_from([0, 6]), "bias": flags},
     "Encoder": {"heads": small, "hidden": widths, "norm_first": flags, "gelu": flags},
-    "Mlp": {"hidden": widths, "positions": flags, "act": acts},
+    "Mlp": {"hidden": widths, "positions": flags, "scale": st.sampled_from([0.0, 1e-4]), "act": acts},
     "GatedMlp": {"hidden": widths},
     "Summary": {"heads": small},
+    "AcrossChannels": {"kind": st.sampled_from(["pool", "softmax", "normalize"]), "act": acts},
+    "Coordinates": {"out": widths, "act": acts},
+    "CrossStage": {"half": small, "act": acts},
+    "Selective": {"out": widths, "act": acts},
+    "Standardised": {"out": widths, "act": acts},
+    "EinsumAttention": {"heads": small, "head_dim": st.sampled_from([2, 4])},
+    "TokenMixing": {"hidden": widths},
 }
-HEADS = ("map", "pool", "flat", "several")
+HEADS = ("map", "pool", "flat", "several", "joined")
 
 
 @dataclass(frozen=True)
@@ -123,23 +131,29 @@ class Network(nn.Module):
         self.fuse = nn.Sequential(nn.Conv2d(channels, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU())
         self.trunk, (channels, size) = stack(8, size, spec.trunk)
         self.head = spec.head
-        self.out = nn.Linear(channels * size * size, 5) if spec.head == "flat" else None
+        self.out: nn.Module | None = nn.Linear(channels * size * size, 5) if spec.head == "flat" else None
         if spec.head == "pool":
             self.out = nn.Linear(channels, 5)
         if spec.head in ("map", "several"):
             self.out = nn.Conv2d(channels, 5, 1)
         self.boxes = nn.Conv2d(channels, 4, 3, padding=1) if spec.head == "several" else None
+        if spec.head == "joined":
+            self.out, self.boxes = nn.Linear(channels, 3), nn.Linear(8, 7)
 
     def forward(self, *sensors: Tensor) -> Any:
         maps = [branch(x) for branch, x in zip(self.branches, sensors, strict=True)]
         size = maps[0].shape[-2:]
         maps = [x if x.shape[-2:] == size else F.interpolate(x, size=size, mode="nearest") for x in maps]
-        x = self.trunk(self.fuse(torch.cat(maps, dim=1)))
+        fused = self.fuse(torch.cat(maps, dim=1))
+        x = self.trunk(fused)
         assert self.out is not None
         if self.head == "pool":
             return self.out(x.mean(dim=(2, 3)))
         if self.head == "flat":
             return self.out(torch.flatten(x, 1))
+        if self.head == "joined":
+            assert self.boxes is not None
+            return torch.cat([self.out(x.mean((2, 3))), self.boxes(fused.mean((2, 3)))], 1)
         if self.boxes is not None:
             return {"classes": self.out(x), "boxes": [self.boxes(x).exp()]}
         return self.out(x)

@@ -110,10 +110,11 @@ class Encoder(Tokens):
 
 
 class Mlp(Tokens):
-    """A norm, two linear layers, learned positions."""
+    """A norm, two linear layers, learned positions, layer scale (small, as it begins)."""
 
-    def __init__(self, channels: int, size: int, *, hidden: int, positions: bool, act: str) -> None:
+    def __init__(self, channels: int, size: int, *, hidden: int, positions: bool, scale: float, act: str) -> None:
         super().__init__(channels, size)
+        self.gamma = nn.Parameter(torch.full((channels,), scale)) if scale else None
         self.positions = nn.Parameter(torch.randn(1, size * size, channels)) if positions else None
         self.norm = nn.LayerNorm(channels)
         self.fc1, self.fc2 = nn.Linear(channels, hidden), nn.Linear(hidden, channels)
@@ -122,7 +123,8 @@ class Mlp(Tokens):
     def mix(self, x: Tensor) -> Tensor:
         if self.positions is not None:
             x = x + self.positions
-        return x + self.drop(self.fc2(self.drop(self.act(self.fc1(self.norm(x))))))  # type: ignore[no-any-return]
+        y = self.drop(self.fc2(self.drop(self.act(self.fc1(self.norm(x))))))
+        return x + (y if self.gamma is None else y * self.gamma)  # type: ignore[no-any-return]
 
 
 class GatedMlp(Tokens):

@@ -9,6 +9,17 @@ from tests.structure.zoo import Part
 NUMBERS = "the compacted network failed"
 """The code holds a width in a number of its own, or one that the tracer cannot tell from another number."""
 
+_sigmoid = Part("Plain", {"out": 8, "kernel": 1, "stride": 1, "norm": "batch", "act": "sigmoid"})
+_mlp: dict[str, Any] = {"hidden": 6, "positions": False, "act": "gelu"}
+HALVES: list[tuple[tuple[Part, ...], str]] = [
+    ((_sigmoid, Part("Mlp", {**_mlp, "scale": 1e-4})), "map"),
+    ((_sigmoid, Part("Mlp", {**_mlp, "scale": 0.0})), "joined"),
+    ((_sigmoid, Part("Mlp", {**_mlp, "scale": 0.0})), "several"),
+    ((_sigmoid, Part("PatchMerging", {"out": 6})), "map"),
+]
+"""Networks where a removed channel is 0.5 of a sigmoid, in a norm over all channels: it counts there. In the first it
+counts for little, in the second for few of the outputs: little enough to be overlooked, too much to be equal."""
+
 
 def _of(kind: str, *variants: dict[str, Any], stays: str | None = None) -> list[tuple[Part, str | None]]:
     return [(Part(kind, settings), stays) for settings in variants]
@@ -16,6 +27,7 @@ def _of(kind: str, *variants: dict[str, Any], stays: str | None = None) -> list[
 
 _plain: dict[str, Any] = {"out": 12, "kernel": 3, "stride": 2, "act": "silu"}
 _gate: dict[str, Any] = {"out": 6, "kernel": 3}
+_across = ("pool", "softmax", "normalize")
 
 KNOWN: list[tuple[Part, str | None]] = [
     *_of("Plain", *({**_plain, "norm": norm} for norm in ("batch", "group", "instance", "none"))),
@@ -49,7 +61,14 @@ KNOWN: list[tuple[Part, str | None]] = [
     *_of("TorchAttention", {"heads": 3, "other": 6, "bias": True}, stays="attention"),
     *_of("Encoder", {"heads": 3, "hidden": 6, "norm_first": True, "gelu": True}),
     *_of("Encoder", {"heads": 3, "hidden": 6, "norm_first": False, "gelu": False}),
-    *_of("Mlp", {"hidden": 6, "positions": True, "act": "gelu"}),
+    *_of("Mlp", {"hidden": 6, "positions": True, "scale": 1e-4, "act": "gelu"}),
     *_of("GatedMlp", {"hidden": 6}, stays="mean over channels"),
     *_of("Summary", {"heads": 3}, stays=NUMBERS),
+    *_of("AcrossChannels", *({"kind": kind, "act": "relu"} for kind in _across), stays="over channels"),
+    *_of("Coordinates", {"out": 6, "act": "relu"}),
+    *_of("CrossStage", {"half": 3, "act": "relu"}),
+    *_of("Selective", {"out": 6, "act": "relu"}, stays="over channels"),
+    *_of("Standardised", {"out": 6, "act": "relu"}, stays="no rule says what aten.convolution does"),
+    *_of("EinsumAttention", {"heads": 3, "head_dim": 4}),
+    *_of("TokenMixing", {"hidden": 6}),
 ]
