@@ -34,6 +34,23 @@ class Cut:
         """The tensor's shape once cut."""
         return tuple(len(self.kept[axis]) if axis in self.kept else size for axis, size in enumerate(self.shape))
 
+    def then(self, later: Cut) -> Cut:
+        """This cut and, of what it leaves, a later one, as one cut of the tensor before both."""
+        kept, zero = dict(self.kept), dict(self.zero)
+        for axis, index in later.kept.items():
+            kept[axis] = self._before(axis, index)
+        for axis, index in later.zero.items():
+            both = [self._before(axis, index), *([zero[axis]] if axis in zero else [])]
+            zero[axis] = torch.unique(torch.cat(both))
+        staying = {
+            axis: index[torch.isin(index, kept[axis])] if axis in kept else index for axis, index in zero.items()
+        }
+        return Cut(self.shape, kept, {axis: index for axis, index in staying.items() if len(index)})
+
+    def _before(self, axis: int, index: Tensor) -> Tensor:
+        """Where positions of the cut tensor were before."""
+        return self.kept[axis][index] if axis in self.kept else index
+
     def of_shape(self, shape: Sequence[int]) -> Cut | None:
         """The same cut for a tensor that goes along with this one: each axis as long as here, or 1 and then whole.
 

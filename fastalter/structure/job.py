@@ -98,13 +98,14 @@ def compact_checkpoint(
         mask = _mask(options)
     with clock.step("load checkpoint", progress):
         loaded = load_checkpoint(options.checkpoint, model=options.model)
-    if loaded.plan is not None:
-        raise MaskError(f"{options.checkpoint} is compacted already: compact the checkpoint that it was made from")
+    if loaded.plan is not None and loaded.plan.folds:
+        raise MaskError(f"{options.checkpoint}: batch norms are folded into its layers: compact before folding")
     with clock.step("compact", progress):
         try:
             plan, small = plan_of(loaded.model, mask), compact_model(loaded.model, mask)
         except MaskError as error:
             raise MaskError(f"{options.mask}: {error}") from error
+        plan = plan if loaded.plan is None else loaded.plan.then(plan)
     forced, notes = _origin(options, mask, loaded)
     left: dict[str, str] = {}
     if options.fold_bn:

@@ -22,6 +22,8 @@ from fastalter.structure.cut import Cut, cut_all
 from fastalter.structure.groups import ChannelGroups
 from fastalter.structure.layers import CompactAttention, CountedLayerNorm, check_attention, check_norm
 
+Changes = Mapping[str, Mapping[str, tuple[Value, Value]]]
+
 
 @dataclass(frozen=True)
 class CompactionPlan:
@@ -36,7 +38,7 @@ class CompactionPlan:
     """
 
     tensors: dict[str, Cut]
-    attributes: dict[str, dict[str, tuple[Value, Value]]] = field(default_factory=dict)
+    attributes: Changes = field(default_factory=dict)
     layer_norms: dict[str, int] = field(default_factory=dict)
     attentions: list[str] = field(default_factory=list)
     emptied: list[str] = field(default_factory=list)
@@ -95,6 +97,29 @@ class CompactionPlan:
             raise ModelError(f"the model cannot be copied ({error}); drop what it keeps of a forward pass") from error
         _drop_released(small, holds)
         return self._finish(small)
+
+    def then(self, later: CompactionPlan) -> CompactionPlan:
+        """One plan for both: this one, and `later` for the network that it makes.
+
+        Raises:
+            ModelError: norms are folded already, or `later` is for another network.
+        """
+        if self.folds:
+            raise ModelError("batch norms are folded already: compact before folding")
+        tensors = dict(self.tensors)
+        for name, cut in later.tensors.items():
+            first = tensors.get(name, Cut(cut.shape, {}))
+            if first.shape_after != cut.shape:
+                raise ModelError(f"{name} is left with shape {first.shape_after} and cut as one of {cut.shape} next")
+            tensors[name] = first.then(cut)
+        return CompactionPlan(
+            tensors,
+            _both_changes(self.attributes, later.attributes),
+            {**later.layer_norms, **self.layer_norms},  # the channels that the first network had
+            list(dict.fromkeys([*self.attentions, *later.attentions])),
+            list(dict.fromkeys([*self.emptied, *later.emptied])),
+            list(later.folds),
+        )
 
     def check(self, model: nn.Module) -> None:
         """Raises ModelError, naming the entry, if the model does not fit the plan. Changes nothing."""
@@ -205,6 +230,17 @@ def _check_attribute(modules: Mapping[str, nn.Module], path: str, last: str, bef
     if isinstance(found, bool) or type(value) is not type(before) or value != before:
         place = f"{path}.{last}".lstrip(".")
         raise ModelError(f"the plan changes {place} from {before} and the model has {found!r} there; {_ORIGINAL}")
+
+
+def _both_changes(first: Changes, later: Changes) -> Changes:
+    both = {path: dict(changes) for path, changes in first.items()}
+    for path, changes in later.items():
+        for last, (before, after) in changes.items():
+            known = both.setdefault(path, {}).get(last, (before, before))
+            if known[1] != before:
+                raise ModelError(f"{path}.{last} is left at {known[1]} and changed from {before} next")
+            both[path][last] = known[0], after
+    return both
 
 
 def _released(module: nn.Module, incompatible_keys: Any) -> None:

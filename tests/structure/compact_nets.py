@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fastalter.altermoma import Entry, Layout
 from fastalter.models.sparse_encoder import SiteBatchNorm, SparseBasicBlock, SparseSequential
 from fastalter.models.spconv_border import ConvAlgo, spconv
-from fastalter.structure.groups import FIXED, Axis, ChannelGroups, Count
+from fastalter.structure.groups import FIXED, Axis, ChannelGroups, Count, stays
 
 Places = list[tuple[str, int, Tensor]]
 """(tensor, axis, groups)."""
@@ -204,6 +204,28 @@ def zeroed(net: nn.Module, groups: ChannelGroups, kept: Tensor) -> nn.Module:
         if axis.tensor in parameters:
             parameters[axis.tensor].data.index_fill_(axis.axis, torch.tensor(gone, dtype=torch.int64), 0)
     return copied
+
+
+def regrouped(groups: ChannelGroups, kept: Tensor) -> ChannelGroups:
+    """The groups of the compacted network; kept: bool [G], those that stayed."""
+    number = kept.long().cumsum(0) - 1
+    entries, offset = [], 0
+    for entry in groups.layout.entries:
+        size = int(kept[entry.offset : entry.offset + entry.size].sum())
+        entries.append(Entry(entry.name, (size,), offset, size, entry.branch))
+        offset += size
+
+    def left(members: Tensor) -> Tensor:
+        return number[members[stays(members, kept)]]
+
+    return ChannelGroups(
+        Layout(entries),
+        [Axis(axis.tensor, axis.axis, left(axis.groups)) for axis in groups.axes],
+        [],
+        [Count(count.module, count.name, left(count.groups)) for count in groups.counts],
+        groups.layer_norms,
+        buffers=groups.buffers,
+    )
 
 
 class Sets:

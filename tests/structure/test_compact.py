@@ -12,11 +12,10 @@ from fastalter import ops
 from fastalter.errors import MaskError, ModelError, TrainingError
 from fastalter.masks import prune_model
 from fastalter.structure.compact import compact_model
-from fastalter.structure.groups import stays
 from fastalter.structure.mask import ChannelMask
 from fastalter.structure.plan import CompactionPlan
 from tests.masks.nets import net_and_mask
-from tests.structure.compact_nets import NETS, Flags, build, random_flags, zeroed
+from tests.structure.compact_nets import NETS, Flags, build, random_flags, regrouped, zeroed
 
 RATIOS = [i / 10 for i in range(1, 10)]
 EXACT = {"rtol": 1e-10, "atol": 1e-12}
@@ -169,28 +168,6 @@ def test_a_compacted_network_can_be_compacted_again():
     both = kept.clone()
     both[kept] = flags
     torch.testing.assert_close(smaller(*inputs), zeroed(net, groups, both)(*inputs), **EXACT)
-
-
-def regrouped(groups, kept):
-    """The groups of the compacted network."""
-    from fastalter.altermoma import Entry, Layout
-    from fastalter.structure.groups import Axis, ChannelGroups, Count
-
-    number = kept.long().cumsum(0) - 1
-    entries, offset = [], 0
-    for entry in groups.layout.entries:
-        size = int(kept[entry.offset : entry.offset + entry.size].sum())
-        entries.append(Entry(entry.name, (size,), offset, size, entry.branch))
-        offset += size
-    left = {id(axis): axis.groups[stays(axis.groups, kept)] for axis in [*groups.axes, *groups.counts]}
-    return ChannelGroups(
-        Layout(entries),
-        [Axis(axis.tensor, axis.axis, number[left[id(axis)]]) for axis in groups.axes],
-        [],
-        [Count(count.module, count.name, number[left[id(count)]]) for count in groups.counts],
-        groups.layer_norms,
-        buffers=groups.buffers,
-    )
 
 
 # ---- optimizers -----------------------------------------------------------------------------------------------------

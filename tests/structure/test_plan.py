@@ -12,7 +12,8 @@ from torch import nn
 from fastalter.errors import MaskError, ModelError
 from fastalter.structure.compact import compact_model
 from fastalter.structure.plan import CompactionPlan
-from tests.structure.compact_nets import NETS, Flags, build, random_flags
+from fastalter.structure.planner import revived
+from tests.structure.compact_nets import NETS, Flags, build, random_flags, regrouped
 
 
 def planned(name, ratio=0.5, seed=0):
@@ -73,6 +74,36 @@ def test_layers_left_with_nothing_are_named_and_keep_one_channel_of_zeros():
     small = plan.apply(net)
     assert not small.stem.weight.any()
     assert small.stem_norm.running_mean.any()
+
+
+@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("seed", range(4))
+def test_two_plans_in_a_row_are_one(name, seed):
+    """Some layers lose everything in the first step, some in the second; a channel of zeros may go in the second."""
+    net, inputs, groups = build(name)
+    kept = random_flags(groups, 0.6, seed)
+    first = CompactionPlan.of(groups, kept, net)
+    small = first.compacted(net)
+    stay = revived(groups, kept)
+    flags = random_flags(groups, 0.5, seed + 10)[stay]
+    second = CompactionPlan.of(regrouped(groups, stay), flags, small)
+    both = first.then(second)
+    expected = second.compacted(small)
+    torch.testing.assert_close(both.compacted(net)(*inputs), expected(*inputs), rtol=0, atol=0)
+    rebuilt = CompactionPlan.from_json(both.to_json()).apply(build(name, seed=1)[0])
+    rebuilt.load_state_dict(expected.state_dict(), strict=True)
+    torch.testing.assert_close(rebuilt(*inputs), expected(*inputs), rtol=0, atol=0)
+
+
+def test_plans_that_do_not_follow_each_other_are_refused():
+    *_, plan = planned("convs")
+    with pytest.raises(ModelError, match=r"is left with shape .* and cut as one of .* next"):
+        plan.then(plan)
+    narrowed, narrowed_again = (CompactionPlan({}, {"stem": {"out_channels": change}}) for change in ((6, 2), (6, 3)))
+    with pytest.raises(ModelError, match=r"stem\.out_channels is left at 2 and changed from 6 next"):
+        narrowed.then(narrowed_again)
+    with pytest.raises(ModelError, match="compact before folding"):
+        CompactionPlan({}, folds=[("stem", "stem_norm")]).then(plan)
 
 
 # ---- a model that does not fit ---------------------------------------------------------------------------------------

@@ -163,6 +163,19 @@ def test_profile_takes_it_beside_the_dense_one(checkpoint, compacted):
     assert small.whole.flops < dense.whole.flops / 2
 
 
+def test_it_can_be_compacted_again(compacted, batch, tmp_path):
+    loaded = load_checkpoint(compacted)
+    groups = find_groups(adapt(loaded.model), batch)
+    kept = torch.rand(groups.size, generator=torch.Generator().manual_seed(3)) >= 0.3
+    mask = ChannelMask(kept, groups, ratio=0.3, metadata={"synthetic": False})
+    mask.save(tmp_path / "again.safetensors")
+    out = tmp_path / "smaller.safetensors"
+    assert run(compacted, "--mask", tmp_path / "again.safetensors", "--out", out, "--fold-bn") == 0
+    with masked(loaded.model, mask.weights()):
+        expected = maps(loaded.model, batch)
+    torch.testing.assert_close(maps(load_checkpoint(out).model, batch), expected, rtol=1e-4, atol=1e-4)
+
+
 def test_evaluate_and_report_read_it_as_any_checkpoint(compacted):
     """Both go through load_checkpoint; its model answers what they ask of one."""
     loaded = load_checkpoint(compacted)
@@ -235,9 +248,15 @@ def test_masks_of_single_weights_and_of_other_models_are_refused(checkpoint, mas
     )
 
 
-def test_places_and_files_that_cannot_be_are_refused(checkpoint, compacted, mask_file, refused, tmp_path):
+def test_places_and_files_that_cannot_be_are_refused(checkpoint, mask_file, refused, tmp_path):
     path = mask_file(checkpoint)
     assert "is also" in refused(checkpoint, "--mask", path, "--out", path)
     assert "no folder" in refused(checkpoint, "--mask", path, "--out", tmp_path / "none" / "s.safetensors")
     assert "no such file" in refused(checkpoint, "--mask", tmp_path / "none.safetensors")
-    assert "is compacted already" in refused(compacted, "--mask", path)
+
+
+def test_a_folded_file_is_not_compacted_again(checkpoint, mask_file, refused, tmp_path, capsys):
+    out = tmp_path / "folded.safetensors"
+    assert run(checkpoint, "--mask", mask_file(checkpoint, ratio=0.0), "--out", out, "--fold-bn") == 0
+    capsys.readouterr()
+    assert "compact before folding" in refused(out, "--mask", mask_file(out))
