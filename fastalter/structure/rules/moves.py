@@ -257,10 +257,21 @@ def _constant(trace: Trace, func: Any, args: Any, kwargs: Any) -> Any:
     return target
 
 
+def _laid_out(trace: Trace, func: Any, args: Any, kwargs: Any) -> Any:
+    """Pooling to one place lays its result out anew in memory; of another shape it is a view of nobody knows what."""
+    target, size = args[0], args[1]
+    value = func(target.value, *args[1:], **kwargs)
+    if tuple(size) == tuple(target.shape):
+        return trace.labelled(value, target.labels)
+    trace.pin(trace.settled(target.labels), "it is read as memory, not as channels")
+    return value
+
+
 IN_PLACE: dict[Any, Any] = {
     torch.ops.aten.copy_.default: _copy,
     torch.ops.aten.index_put_.default: _index_put,
     torch.ops.aten._index_put_impl_.default: _index_put,
     torch.ops.aten.fill_.Scalar: _constant,
     torch.ops.aten.zero_.default: _constant,
+    torch.ops.aten.as_strided_.default: _laid_out,
 }
