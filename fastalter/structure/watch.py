@@ -24,7 +24,9 @@ LOOKS = (
     *("shape", "dtype", "device", "ndim", "layout", "is_cuda", "is_sparse", "is_quantized", "is_nested", "size", "dim"),
     *("numel", "stride", "requires_grad", "grad_fn", "is_contiguous", "is_floating_point", "contiguous", "__len__"),
 )
-"""What asks about a tensor, or hands it on as it is, without reading its values."""
+"""What asks about a tensor, or hands it on as it is, without reading its values. (To ask for its `data_ptr` is to read:
+so does spconv.)
+"""
 TOLERANCE = 1e-3
 """Of a norm's largest output: how far it may be from s * x + t. Another function is further off; rounding is not."""
 
@@ -89,15 +91,13 @@ class _Watch(TorchFunctionMode):
                 self.given[id(value)].reads += 1
 
     def hooks(self) -> ExitStack:
-        """Watching every layer, every norm and what spconv reads, for the length of a block."""
+        """Watching every layer and every norm, for the length of a block."""
         stack = ExitStack()
         for module in self.paths:
             if takes_norm(module):
                 stack.callback(module.register_forward_hook(self._gave).remove)
             if isinstance(module, _BatchNorm):
                 stack.callback(module.register_forward_hook(self._normed).remove)
-            if type(module).__module__.startswith("spconv.") and not module._modules:
-                stack.callback(module.register_forward_pre_hook(lambda _, args: self.read(args)).remove)
         return stack
 
     def _gave(self, module: nn.Module, args: Any, output: Any) -> None:

@@ -12,6 +12,7 @@ from fastalter import ops
 from fastalter.errors import MaskError, ModelError, TrainingError
 from fastalter.masks import prune_model
 from fastalter.structure.compact import compact_model
+from fastalter.structure.find import find_groups
 from fastalter.structure.mask import ChannelMask
 from fastalter.structure.plan import CompactionPlan
 from tests.masks.nets import net_and_mask
@@ -168,6 +169,32 @@ def test_a_compacted_network_can_be_compacted_again():
     both = kept.clone()
     both[kept] = flags
     torch.testing.assert_close(smaller(*inputs), zeroed(net, groups, both)(*inputs), **EXACT)
+
+
+class Padded(nn.Module):
+    """torch's encoder, which turns padded batches into nested tensors for its fast path where it thinks that it may."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Linear(5, 8)
+        layer = nn.TransformerEncoderLayer(8, 4, 12, dropout=0.0, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 2)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x, padding):
+        return self.head(self.encoder(self.embed(x), src_key_padding_mask=padding))
+
+
+def test_torchs_encoder_with_padding_goes_on_working():
+    torch.manual_seed(0)
+    net, x = Padded().double().eval(), torch.randn(2, 6, 5, dtype=torch.float64)
+    padding = torch.tensor([[False] * 6, [False] * 4 + [True] * 2])
+    groups = find_groups(net, (x, padding))
+    kept = random_flags(groups, 0.4, 1)
+    small = compact_model(net, Flags(groups, kept))
+    expected = zeroed(net, groups, kept)(x, padding)  # with gradients, and so off the fast path
+    with torch.no_grad():
+        torch.testing.assert_close(small(x, padding)[~padding], expected[~padding], **EXACT)
 
 
 # ---- optimizers -----------------------------------------------------------------------------------------------------

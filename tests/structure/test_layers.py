@@ -202,15 +202,12 @@ def test_encoder_layers_do_not_take_the_fast_path_past_it(padded):
     layer = layer.double().eval()
     other = copy.deepcopy(layer)
     CompactAttention.stand_in(other.self_attn)
-    other.self_attn.num_heads = 1  # torch's kernel would notice: one head of width 3, not of width 12
-    other.self_attn.in_proj_weight = nn.Parameter(
-        other.self_attn.in_proj_weight.detach()[[*range(3), *range(12, 15), *range(24, 27)]]
-    )
-    other.self_attn.in_proj_bias = nn.Parameter(
-        other.self_attn.in_proj_bias.detach()[[*range(3), *range(12, 15), *range(24, 27)]]
-    )
-    other.self_attn.out_proj.weight = nn.Parameter(other.self_attn.out_proj.weight.detach()[:, :3])
-    layer.self_attn.out_proj.weight.data[:, 3:] = 0
+    other.self_attn.num_heads = 2  # torch's kernel would take them for heads of width 6, and refuse odd numbers
+    rows = [STREAM * third + i for third in range(3) for i in range(2 * WIDTH)]
+    for name in ("in_proj_weight", "in_proj_bias"):
+        setattr(other.self_attn, name, nn.Parameter(getattr(other.self_attn, name).detach()[rows]))
+    other.self_attn.out_proj.weight = nn.Parameter(other.self_attn.out_proj.weight.detach()[:, : 2 * WIDTH])
+    layer.self_attn.out_proj.weight.data[:, 2 * WIDTH :] = 0
     x = torch.randn(2, 5, STREAM, dtype=torch.float64)
     padding = torch.tensor([[False] * 5, [False, False, True, True, True]]) if padded else None
     with torch.no_grad():
