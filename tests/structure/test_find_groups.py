@@ -354,6 +354,17 @@ def test_a_width_in_the_code_is_found_by_the_trial():
     assert sets(find_groups(net, image(), trial=False)) == {"a": 4, "b": 5}
 
 
+def test_a_number_of_channels_in_the_arithmetic_is_found_by_the_trial():
+    def run(n: Any, x: Tensor) -> Tensor:
+        x = n.a(x)
+        return n.c(F.relu(n.b(x / x.shape[1])))
+
+    net = Net(run, a=conv(3, 4), b=conv(4, 5), c=conv(5, 2))
+    groups = find_groups(net, image())
+    assert sets(groups) == {"b": 5}
+    assert reasons(groups)["a"] == "the compacted network returned something else than the masked one"
+
+
 def test_a_layer_that_does_not_run_is_reported():
     net = Net(lambda n, x: n.b(n.a(x)), a=conv(3, 4), b=conv(4, 2), idle=conv(3, 7))
     [kept] = [k for k in find_groups(net, image()).kept if k.layer == "idle"]
