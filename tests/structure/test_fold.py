@@ -9,10 +9,12 @@ import pytest
 import torch
 from torch import nn
 
+from fastalter import models as in_tree
 from fastalter.errors import ModelError
 from fastalter.models.spconv_border import spconv
 from fastalter.structure.compact import compact_model
 from fastalter.structure.fold import fold_norms
+from fastalter.structure.job import probe
 from fastalter.structure.plan import CompactionPlan
 from tests.structure.compact_nets import Flags, build
 
@@ -96,6 +98,19 @@ def test_compacted_and_folded_networks_rebuild_from_the_plan(name, tmp_path):
     rebuilt.load_state_dict(small.state_dict(), strict=True)
     torch.testing.assert_close(rebuilt(*inputs), small(*inputs), rtol=0, atol=0)
     torch.testing.assert_close(found.plan.apply(net)(*inputs), before, **EXACT)  # with the original weights
+
+
+@pytest.mark.parametrize("name", ["bevfusion-tiny", "bevfusion-tiny-resnet"])
+def test_in_tree_networks_fold_every_norm(name):
+    net = lively(in_tree.build(name)).float()
+    batch = probe(net.config)
+    with torch.no_grad():
+        before = net(batch)["dense_heatmap"]
+        found = fold_norms(net, lambda model: model(batch))
+        after = net(batch)["dense_heatmap"]
+    assert found.left == {}
+    assert not [path for path, module in net.named_modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-4 * float(before.abs().max()))
 
 
 # ---- norms that stay -------------------------------------------------------------------------------------------------

@@ -62,6 +62,12 @@ def test_json_is_plain_and_says_every_position_once():
     assert CompactionPlan.from_json(document).to_json() == document
 
 
+def test_axes_that_keep_the_same_share_their_positions():
+    """On a GPU they are copied there once."""
+    *_, plan = planned("encoder", 0.5)
+    assert plan.tensors["embed.weight"].kept[0] is plan.tensors["head.weight"].kept[1]
+
+
 def test_layers_left_with_nothing_are_named_and_keep_one_channel_of_zeros():
     net, _, groups = build("convs")
     kept = torch.ones(groups.size, dtype=torch.bool)
@@ -121,8 +127,13 @@ def counted_otherwise(net):
     net.up_norm.num_groups = 2
 
 
+class Odd(nn.LayerNorm):
+    def forward(self, x):
+        return super().forward(x) + 1
+
+
 def of_another_kind(net):
-    net.layer_norm = nn.BatchNorm1d(12)
+    net.layer_norm.__class__ = Odd
 
 
 @pytest.mark.parametrize(
@@ -131,7 +142,7 @@ def of_another_kind(net):
         (narrower, r"head\.weight has shape \(2, 11\) and the plan cuts \(2, 12\); build the model"),
         (nameless, r"the plan cuts up\.weight, which the model does not have"),
         (counted_otherwise, r"the plan changes up_norm\.num_groups from 4 and the model has 2 there"),
-        (of_another_kind, r"layer_norm"),
+        (of_another_kind, r"layer_norm: a Odd is no plain LayerNorm"),
     ],
 )
 def test_a_model_that_does_not_fit_is_refused_and_stays(change, message):
