@@ -152,6 +152,7 @@ def zero_remarks(model: nn.Module, mask: Mask | None) -> list[str]:
         return []
     from fastalter.masks.places import places
 
+    mask = mask.weights()
     alive = sum(
         int((place.weight.detach().cpu()[~mask[name]] != 0).sum()) for name, place in places(model, mask).items()
     )

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import fastalter
 from fastalter.artifacts import read_artifact, write_artifact
 from fastalter.errors import MaskError
+from fastalter.finetuning.job import zero_remarks
 from fastalter.masks import context
 from fastalter.structure.groups import ChannelGroups, Kept
 from fastalter.structure.mask import ChannelMask
@@ -129,6 +130,19 @@ def test_a_pruned_model_stays_without_its_channels_in_training(net: GatedNet) ->
     assert net.state_dict().keys() == before
     assert pruned.held
     assert pruned.mask.unit == "weights"
+
+
+def test_finetuning_says_how_much_of_the_removed_channels_was_not_zero(net: GatedNet) -> None:
+    mask = random_mask(groups_of(net))
+    gone = {name: ~kept for name, kept in slices_gone(net, groups_of(net), mask.flat).items()}
+    dropped = sum(int(where.sum()) for where in gone.values())
+    alive = sum(int((net.get_parameter(name)[where] != 0).sum()) for name, where in gone.items())
+    assert 0 < alive < dropped  # the layer norm's bias is zero
+    assert zero_remarks(net, mask) == [
+        f"{alive:,} of the {dropped:,} weights that the mask drops were not zero; they are now"
+    ]
+    fastalter.prune_model(net, mask).remove()
+    assert zero_remarks(net, mask) == []
 
 
 # ---- files ----------------------------------------------------------------------------------------------------------
