@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from fastalter.errors import BackendError, DataError
+from fastalter.errors import BackendError, DataError, MaskError
 
 DEVICES = ("cpu", "cuda")
 
@@ -16,6 +16,16 @@ def check_least(options: object, **least: int) -> None:
         given = getattr(options, name)
         if not value <= given < 2**63:
             raise DataError(f"--{name.replace('_', '-')} {given}: give {value} or more, below 2**63")
+
+
+def parse_min_keep(text: str | None) -> float | None:
+    """--min-keep as a number: "2" is a count (int), "0.01" a share (float). Raises MaskError."""
+    if text is None:
+        return None
+    try:
+        return int(text) if text.lstrip("+-").isdigit() else float(text)
+    except ValueError:
+        raise MaskError(f"--min-keep {text}: give a share of each layer, such as 0.01, or a count, such as 1") from None
 
 
 def check_device(device: str) -> None:

@@ -46,6 +46,10 @@ class ScoreOptions:
     reri_data: str = "paired"
     bn: str = "train"
     ratio: float = 0.8
+    granularity: str = "weight"
+    budget: str | None = None
+    min_keep: float | None = None
+    round_to: int | None = None
     n_m: str | None = None
     out: Path | None = None
     mask: Path | None = None
@@ -72,11 +76,7 @@ def check_options(options: ScoreOptions) -> None:
     """Everything that can be refused without opening a file. Raises a FastalterError naming the option."""
     if options.checkpoint is None and options.model is None:
         raise CheckpointError("nothing to score: give a checkpoint file, or --model bevfusion-tiny for random weights")
-    if not 0 <= options.ratio < 1:
-        raise MaskError(f"--ratio {options.ratio:g} is outside [0, 1): give the fraction to remove, such as 0.8")
-    wanted = ratio_for(None, options.n_m)
-    if options.n_m is not None and not math.isclose(options.ratio, wanted):
-        raise MaskError(f"--ratio {options.ratio:g}: --n-m {options.n_m} prunes {wanted:g}; leave --ratio out")
+    _check_selection(options)
     check_least(options, batches=1, batch_size=1, sweeps=0, seed=0)
     for name in ("lr", "alpha", "beta"):
         if not math.isfinite(getattr(options, name)):
@@ -91,15 +91,43 @@ def check_options(options: ScoreOptions) -> None:
     _check_choices(options)
 
 
+def _check_selection(options: ScoreOptions) -> None:
+    """What the mask is to be like."""
+    if not 0 <= options.ratio < 1:
+        raise MaskError(f"--ratio {options.ratio:g} is outside [0, 1): give the fraction to remove, such as 0.8")
+    wanted = ratio_for(None, options.n_m)
+    if options.n_m is not None and not math.isclose(options.ratio, wanted):
+        raise MaskError(f"--ratio {options.ratio:g}: --n-m {options.n_m} prunes {wanted:g}; leave --ratio out")
+    if options.n_m is not None and options.min_keep is not None:
+        raise MaskError(f"--min-keep: with --n-m {options.n_m} every layer keeps its share anyway; leave it out")
+    of_channels = {"--budget": options.budget, "--round-to": options.round_to}
+    given = [name for name, value in of_channels.items() if value is not None]
+    if options.granularity != "channel" and given:
+        raise MaskError(f"{given[0]} goes with --granularity channel: single weights have no channels to count")
+    if options.granularity == "channel" and options.n_m is not None:
+        raise MaskError(f"--n-m {options.n_m} is for single weights; leave it or --granularity channel out")
+
+
 def _check_choices(options: ScoreOptions) -> None:
     """Last, because the lists of choices come with torch."""
     from fastalter.altermoma import ReriData
     from fastalter.criteria import CRITERIA
+    from fastalter.criteria.problem import Granularity, check_granularity
     from fastalter.criteria.settings import bound_settings
     from fastalter.fusion.preserve import Bn
+    from fastalter.masks.select import floor_count
+    from fastalter.structure.budget import MULTIPLES, Budget
 
     _choice("--method", options.method, CRITERIA)
     bound_settings(options.method, CRITERIA[options.method], parse_settings(options.settings))
+    _choice("--granularity", options.granularity, get_args(Granularity))
+    check_granularity(options.method, CRITERIA, options.granularity)
+    if options.budget is not None:
+        _choice("--budget", options.budget, get_args(Budget))
+    if options.round_to is not None:
+        _choice("--round-to", str(options.round_to), list(map(str, MULTIPLES)))
+    if options.min_keep is not None:
+        floor_count(1, options.min_keep)
     _choice("--reri-data", options.reri_data, get_args(ReriData))
     _choice("--bn", options.bn, get_args(Bn))
     check_device(options.device)
@@ -153,6 +181,7 @@ def score_checkpoint(options: ScoreOptions, progress: ProgressFunction = lambda 
     check_options(options)
     import fastalter
     from fastalter.altermoma import Clock, ReriData
+    from fastalter.criteria.problem import Granularity
     from fastalter.fusion.preserve import Bn
 
     clock = Clock()
@@ -166,6 +195,7 @@ def score_checkpoint(options: ScoreOptions, progress: ProgressFunction = lambda 
         method=options.method,
         settings=parse_settings(options.settings),
         ratio=options.ratio,
+        granularity=cast(Granularity, options.granularity),
         reactivation=fastalter.Reactivation(batches=options.batches, lr=options.lr),
         alpha=options.alpha,
         beta=options.beta,
@@ -181,14 +211,31 @@ def score_checkpoint(options: ScoreOptions, progress: ProgressFunction = lambda 
     size = model.config.camera.image_size
     scores.metadata["settings"].update(batch_size=options.batch_size, image_size=list(size), sweeps=options.sweeps)
     with clock.step("mask", progress):
-        n_m = None if options.n_m is None else parse_n_m(options.n_m)
-        mask = scores.mask(ratio=options.ratio, n_m=n_m)
+        mask = _mask(options, scores)
     mask.metadata.update(origin)
     remarks = data_remarks(scores.metadata)
-    run = ScoreRun(scores, mask, clock.seconds, [*notes, *dense_notes(mask)], [*scores.metadata["warnings"], *remarks])
+    run = ScoreRun(
+        scores,
+        mask,
+        clock.seconds,
+        [*notes, *dense_notes(mask), *raised_notes(mask)],
+        [*scores.metadata["warnings"], *remarks],
+    )
     with clock.step("write", progress):
         run.written.extend(write_all(_writers(options, run)))
     return run
+
+
+def _mask(options: ScoreOptions, scores: Scores) -> Mask:
+    from fastalter.structure.budget import Budget
+
+    return scores.mask(
+        options.ratio,
+        min_keep=options.min_keep,
+        n_m=None if options.n_m is None else parse_n_m(options.n_m),
+        budget=cast(Budget | None, options.budget),
+        round_to=options.round_to,
+    )
 
 
 def dense_notes(mask: Mask) -> list[str]:
@@ -200,6 +247,15 @@ def dense_notes(mask: Mask) -> list[str]:
         f"{len(found)} of {len(mask)} weights stay dense, {found[0]}{' ...' if len(found) > 1 else ''}: {reason}"
         for reason, found in names.items()
     ]
+
+
+def raised_notes(mask: Mask) -> list[str]:
+    """Which layers keep more than their scores alone would leave them, in a line."""
+    raised, least = mask.metadata.get("raised"), mask.metadata.get("min_keep")
+    if not raised:
+        return []
+    floor = "the one channel that every layer keeps" if least is None else f"--min-keep {least}"
+    return [f"{len(raised)} of {len(mask)} layers were raised to {floor}: {raised[0]}{' ...' if raised[1:] else ''}"]
 
 
 def data_remarks(metadata: Mapping[str, Any]) -> list[str]:
@@ -253,7 +309,8 @@ def _writers(options: ScoreOptions, run: ScoreRun) -> Mapping[Path, Callable[[Pa
 
         metadata = run.scores.metadata
         counts, layers = branch_counts(run.mask, metadata["branches"]), layer_counts(run.mask)
-        title = f"Kept at ratio {options.ratio}: {metadata['model']}, {metadata['method']} on {metadata['data']}"
+        of = f" of the {run.mask.metadata['budget']}" if "budget" in run.mask.metadata else ""
+        title = f"Kept at ratio {options.ratio}{of}: {metadata['model']}, {metadata['method']} on {metadata['data']}"
         kind = options.plot.suffix.lstrip(".")
         writers[options.plot] = partial(save_plot, layers=layers, branches=counts, title=title, kind=kind)
     return writers

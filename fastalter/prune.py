@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from fastalter.cli import run
-from fastalter.pruning import PruneOptions, parse_min_keep, prune_checkpoint, show_pruned
+from fastalter.options import parse_min_keep
+from fastalter.pruning import PruneOptions, prune_checkpoint, show_pruned
 from fastalter.report.progress import progress_bars
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

@@ -66,16 +66,6 @@ class PruneRun:
     written: list[Path] = field(default_factory=list)
 
 
-def parse_min_keep(text: str | None) -> float | None:
-    """--min-keep as a number: "2" is a count (int), "0.01" a share (float). Raises MaskError."""
-    if text is None:
-        return None
-    try:
-        return int(text) if text.lstrip("+-").isdigit() else float(text)
-    except ValueError:
-        raise MaskError(f"--min-keep {text}: give a share of each layer, such as 0.01, or a count, such as 1") from None
-
-
 def check_options(options: PruneOptions) -> None:
     """Everything that can be refused without opening a file. Raises a FastalterError naming the option."""
     if (options.mask is None) == (options.scores is None):
@@ -218,7 +208,8 @@ def _notes(options: PruneOptions, mask: Mask) -> list[str]:
         )
     raised = mask.metadata.get("raised")
     if raised:
-        notes.append(f"{len(raised)} of {len(mask)} layers were raised to --min-keep; {options.record} names them")
+        floor = "--min-keep" if mask.metadata.get("min_keep") is not None else "the one channel that every layer keeps"
+        notes.append(f"{len(raised)} of {len(mask)} layers were raised to {floor}; {options.record} names them")
     if options.scores is not None and options.mask_out is None:
         notes.append("the mask itself is not kept; finetune needs it: give --mask-out to write it")
     return notes
@@ -247,6 +238,7 @@ def _record(options: PruneOptions, mask: Mask, loaded: Loaded, forced: list[str]
         },
         "mask_bits_sha256": hashlib.sha256(mask.bits.numpy().tobytes()).hexdigest(),
         "ratio": mask.ratio,
+        "unit": mask.unit,
         "prunable": mask.layout.size,
         "kept": mask.kept_total,
         "made_by": mask.metadata,

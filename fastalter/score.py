@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from fastalter.cli import run
+from fastalter.options import parse_min_keep
 from fastalter.pipeline import ScoreOptions, ratio_for, score_checkpoint
 from fastalter.report.progress import progress_bars
 from fastalter.report.terminal import show_run
@@ -49,6 +50,17 @@ def score(
         float | None,
         typer.Option(help="Fraction of the prunable weights to remove, in [0, 1).", show_default=str(DEFAULT.ratio)),
     ] = None,
+    granularity: Annotated[
+        str, typer.Option(help="weight: single weights. channel: whole channels and attention heads.")
+    ] = DEFAULT.granularity,
+    budget: Annotated[
+        str | None,
+        typer.Option(help="Of channels, what the ratio is of: channels, parameters or flops.", show_default="channels"),
+    ] = None,
+    min_keep: Annotated[
+        str | None, typer.Option(help="The least share (0.01) or count (1) that every layer keeps.")
+    ] = None,
+    round_to: Annotated[int | None, typer.Option(help="Of channels: every layer keeps a multiple of 8 or 16.")] = None,
     n_m: Annotated[
         str | None, typer.Option("--n-m", help="2:4: keep two of every four inputs, in place of a ratio.")
     ] = None,
@@ -80,6 +92,10 @@ def score(
         reri_data=reri_data,
         bn=bn,
         ratio=ratio_for(ratio, n_m),
+        granularity=granularity,
+        budget=budget,
+        min_keep=parse_min_keep(min_keep),
+        round_to=round_to,
         n_m=n_m,
         out=out,
         mask=mask,

@@ -11,7 +11,7 @@ from torch import nn
 
 from fastalter.altermoma import Batches, Clock, Progress, Reactivation, ReriData
 from fastalter.criteria import CRITERIA, Criterion, Options, Problem, Ranking, Scores
-from fastalter.criteria.problem import Granularity, why_of_weights_alone
+from fastalter.criteria.problem import Granularity, check_granularity
 from fastalter.criteria.settings import bound_settings, criterion_of, described
 from fastalter.errors import ScoringError
 from fastalter.fusion import FusionModel, adapt, find_weights
@@ -82,7 +82,8 @@ def score_model(
     name, criterion = criterion_of(method, CRITERIA)
     _one_of("granularity", granularity, Granularity)
     channels = granularity == "channel"
-    _check_granularity(name, criterion, channels, groups, prunable)
+    check_granularity(name, {name: criterion} | CRITERIA, granularity)
+    _check_groups(channels, groups, prunable)
     bound = bound_settings(name, criterion, settings)
     keep_count(1, ratio)  # refuses a ratio outside [0, 1)
     _one_of("reri_data", reri_data, ReriData)
@@ -122,13 +123,7 @@ def score_model(
     return Scores(ranking.score, ranking.layout, metadata, ranking.histogram, ranking.terms, groups)
 
 
-def _check_granularity(
-    name: str, criterion: Criterion, channels: bool, groups: ChannelGroups | None, prunable: Prunable | None
-) -> None:
-    why = why_of_weights_alone(criterion)
-    if channels and why is not None:
-        able = ", ".join(known for known, other in CRITERIA.items() if why_of_weights_alone(other) is None)
-        raise ScoringError(f"method {name!r} cannot score channels: {why}; take one of {able}")
+def _check_groups(channels: bool, groups: ChannelGroups | None, prunable: Prunable | None) -> None:
     if channels and prunable is not None:
         raise ScoringError("prunable chooses single weights; for channels pass groups that leave out what has to stay")
     if groups is not None and not channels:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import wraps
 from typing import Any, Literal
@@ -10,6 +10,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from fastalter.altermoma import Arena, Batches, Clock, Layout, Progress, Reactivation, ReriData
+from fastalter.errors import ScoringError
 from fastalter.fusion import FusionModel, Weight
 from fastalter.structure.arena import GateArena
 from fastalter.structure.groups import ChannelGroups
@@ -104,6 +105,18 @@ def of_weights_alone(reason: str) -> Callable[[Criterion], Criterion]:
 def why_of_weights_alone(criterion: Criterion) -> str | None:
     """The reason of the mark; None where there is none."""
     return getattr(criterion, "of_weights_alone", None)
+
+
+def check_granularity(name: str, known: Mapping[str, Criterion], granularity: str) -> None:
+    """Whether the criterion of this name can score at this granularity.
+
+    Raises:
+        ScoringError: it cannot; says which can.
+    """
+    why = why_of_weights_alone(known[name]) if name in known else None
+    if granularity == "channel" and why is not None:
+        able = ", ".join(other for other, criterion in known.items() if why_of_weights_alone(criterion) is None)
+        raise ScoringError(f"method {name!r} cannot score channels: {why}; take one of {able}")
 
 
 def is_for_one_ratio(criterion: Criterion) -> bool:

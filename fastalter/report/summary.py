@@ -11,6 +11,10 @@ if TYPE_CHECKING:
     from fastalter.masks import Mask
 
 
+OF_CHANNELS = ("granularity", "budget", "min_keep", "round_to", "raised", "filled", "reached")
+"""What a mask's metadata tell of a selection of channels."""
+
+
 @dataclass(frozen=True)
 class BranchCount:
     """One branch: all its parameters, those that may be pruned, those kept."""
@@ -67,7 +71,10 @@ def layer_counts(mask: Mask) -> list[LayerCount]:
 
 
 def summary(metadata: Mapping[str, Any], mask: Mask, seconds: Mapping[str, float]) -> dict[str, Any]:
-    """The object of --json. A threshold that is not finite (nothing kept) is null."""
+    """The object of --json. A threshold that is not finite (nothing kept) is null.
+
+    Of a mask over channels the counts are of channels, and OF_CHANNELS is in it too.
+    """
     counts = branch_counts(mask, metadata["branches"])
 
     def row(count: BranchCount) -> dict[str, int]:
@@ -82,5 +89,6 @@ def summary(metadata: Mapping[str, Any], mask: Mask, seconds: Mapping[str, float
         "branches": {count.name: row(count) for count in counts},
         "total": row(total_count(counts)),
         "threshold": float(mask.threshold) if math.isfinite(mask.threshold) else None,
+        **({key: mask.metadata.get(key) for key in OF_CHANNELS} if mask.unit == "channels" else {}),
         "seconds": {stage: round(value, 4) for stage, value in seconds.items()},
     }

@@ -46,11 +46,21 @@ def print_summary(metadata: Mapping[str, Any], mask: Mask, seconds: Mapping[str,
     if "n_m" in mask.metadata:
         parts, (n, m) = len(mask) - len(mask.metadata["dense"]), mask.metadata["n_m"]
         stay = f"{total.kept:,} weights stay, {n} of every {m} inputs in {parts} of {len(mask)} weights"
-    tables = [_branches(counts, total), _worst(layers), _seconds(seconds)]
+    tables = [_branches(counts, total), _worst(layers, mask.unit), _seconds(seconds)]
     console.print(f"{metadata['model']}, {metadata['method']} on {metadata['data']}, seed {metadata['seed']}")
-    console.print(f"ratio {mask.ratio}: {stay}")
+    console.print(f"ratio {mask.ratio}{_of_budget(mask)}: {stay}")
+    if mask.metadata.get("reached"):
+        console.print(f"compacted, it is without {_shares(mask.metadata['reached'])}")
     for table in tables:
         console.print("", table, sep="\n")
+
+
+def _of_budget(mask: Mask) -> str:
+    return f" of the {mask.metadata['budget']}" if "budget" in mask.metadata else ""
+
+
+def _shares(reached: Mapping[str, float]) -> str:
+    return ", ".join(f"{100 * share:.1f} % of the {name}" for name, share in reached.items())
 
 
 def print_lines(kind: str, lines: Sequence[object], *, stderr: bool = False) -> None:
@@ -86,11 +96,9 @@ def _branches(counts: Sequence[BranchCount], total: BranchCount) -> Table:
     return table
 
 
-def _worst(layers: Sequence[LayerCount]) -> Table:
+def _worst(layers: Sequence[LayerCount], unit: str) -> Table:
     worst = sorted(layers, key=lambda layer: layer.fraction)[:WORST]
-    table = _table(
-        f"Layers that lose most ({len(worst)} of {len(layers)})", "layer", "branch", "shape", "weights", "kept %"
-    )
+    table = _table(f"Layers that lose most ({len(worst)} of {len(layers)})", "layer", "branch", "shape", unit, "kept %")
     for layer in worst:
         shape = "x".join(map(str, layer.shape))
         table.add_row(layer.name, layer.branch, shape, f"{layer.size:,}", f"{100 * layer.fraction:.1f}")
