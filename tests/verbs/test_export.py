@@ -82,11 +82,11 @@ def test_bad_options(
 
 
 @pytest.mark.parametrize("package", ["onnx", "onnxruntime", "onnxscript"])
-def test_a_package_that_is_not_there(
-    package: str, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_a_package_that_is_not_there_is_told_before_a_file_is_opened(
+    package: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
-    assert main([str(checkpoint), "--out", str(tmp_path / "onnx")]) == 2
+    assert main([str(tmp_path / "no.pth"), "--out", str(tmp_path / "onnx")]) == 2
     assert f"need {package}, not installed here: pip install '.[export]'" in capsys.readouterr().err
     assert not (tmp_path / "onnx").exists()
 
