@@ -155,8 +155,8 @@ def _profile(options: ProfileOptions, name: str, model: BEVFusion, progress: Pro
 
     parts = parts_of(adapt(model))
     modules = {part.path: part.module for part in parts}
+    kinds = count_kinds(model, run)  # first: what libraries keep from their first call on is no part of the memory
     memory = peak_memory(run, modules, device)
-    kinds = count_kinds(model, run)
     total = options.warmup + options.rounds
     progress(f"profile {name}", 0, total)
     times = measure_times(

@@ -12,12 +12,16 @@ import torch
 from fastalter import data
 from fastalter.assets import EMBEDDED
 from fastalter.checkpoint import load_checkpoint, save_checkpoint
+from fastalter.checkpoint.compacted import save_compacted
 from fastalter.fusion import adapt
 from fastalter.models import build, config_of
 from fastalter.profile import main
 from fastalter.profiling import Part, parts_of
 from fastalter.profiling.job import _network, _Sum
 from fastalter.profiling.measure import Times, measure_times, peak_memory
+from fastalter.structure.compact import compact_model, plan_of
+from fastalter.structure.find import find_groups
+from fastalter.structure.mask import ChannelMask
 
 QUICK = ["--rounds", "2", "--warmup", "1"]
 CPU = torch.device("cpu")
@@ -78,6 +82,31 @@ def test_two_networks_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture
     camera, lidar = (next(line.split() for line in lines if line.startswith(name)) for name in ("camera", "lidar"))
     assert lidar[1:3] == ["1.000", "1.000"]
     assert camera[1] != "1.000"
+
+
+def test_a_compacted_checkpoint_beside_its_original(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Half of every set of channels is gone: by hand, each of a convolution's two sides is half as wide."""
+    model = load_checkpoint(EMBEDDED).model.eval()
+    groups = find_groups(adapt(model), data.load("synthetic", config=model.config, batches=1, batch_size=1)[0])
+    kept = torch.cat([torch.arange(entry.size) % 2 == 0 for entry in groups.layout.entries])
+    mask = ChannelMask(kept, groups, ratio=0.5)
+    small = compact_model(model, mask)
+    save_compacted(tmp_path / "small.safetensors", small, plan_of(model, mask))
+    assert main([str(EMBEDDED), str(tmp_path / "small.safetensors"), *QUICK, "--json"]) == 0
+    before, after = json.loads(capsys.readouterr().out)["networks"]
+    assert after["facts"] == before["facts"]
+    assert after["whole"]["parameters"] == sum(p.numel() for p in small.parameters() if p.requires_grad)
+    share = {
+        part["part"]: after_part["flops"] / part["flops"]
+        for part, after_part in zip(before["parts"], after["parts"], strict=True)
+        if part["flops"]
+    }
+    assert share["fuser"] == 0.25
+    assert share["encoders.lidar.backbone"] == pytest.approx(0.25, abs=0.03)  # the points' own channels stay
+    for branch in ("camera", "lidar", "fusion"):
+        for kind, flops in before["branches"][branch]["kinds"].items():
+            most = 0.7 if kind == "attention" else 0.6  # a lone head stays
+            assert 0.2 * flops <= after["branches"][branch]["kinds"][kind] <= most * flops
 
 
 def test_times_are_of_the_rounds_that_count() -> None:
