@@ -205,5 +205,5 @@ def _largest(low: int, high: int, fits: Callable[[int], bool]) -> int:
 def _check(budget: str, round_to: int | None) -> None:
     if budget not in get_args(Budget):
         raise MaskError(f"budget is {budget!r}; it takes {', '.join(map(repr, get_args(Budget)))}")
-    if round_to is not None and (isinstance(round_to, bool) or round_to not in MULTIPLES):
+    if round_to is not None and round_to not in MULTIPLES:
         raise MaskError(f"round_to is {round_to!r}; it takes {' or '.join(map(str, MULTIPLES))}")

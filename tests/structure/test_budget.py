@@ -184,6 +184,7 @@ def test_the_highest_ratio_that_it_names_can_be_had_and_a_higher_one_not() -> No
         ({"min_keep": 0}, "min_keep is 0; give each layer's least share"),
         ({"ratio": 1.0}, r"in \[0, 1\)"),
         ({"ratio": float("nan")}, r"in \[0, 1\)"),
+        ({"ratio": -0.1, "budget": "parameters"}, r"in \[0, 1\)"),
     ],
 )
 def test_options_that_cannot_be_are_refused(options: dict[str, Any], says: str) -> None:
