@@ -32,7 +32,11 @@ def wide(name: str = "mix") -> ChannelGroups:
     return ChannelGroups(
         layout=Layout([Entry(name, (47,), 0, 47, "camera"), Entry("last", (20,), 47, 20, "fusion")]),
         axes=[Axis("mix.weight", 0, fixed), Axis("last.weight", 1, fixed), Axis("last.weight", 0, second)],
-        gates=[Gate("mix", "mix.weight", None, 0, fixed), Gate("last", "last.weight", None, 0, second)],
+        gates=[
+            Gate("mix", "mix.weight", None, 0, fixed),
+            Gate("added", "added.weight", None, 0, fixed),  # a residual add: no more channels for that
+            Gate("last", "last.weight", None, 0, second),
+        ],
         shapes={"mix.weight": (64, 3), "last.weight": (20, 64)},
         flops={"mix.weight": 90.0, "last.weight": 7.0},
     )
