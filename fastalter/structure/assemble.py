@@ -141,10 +141,12 @@ def _gate(
 
 def _kept(trace: Trace, numbering: _Numbering) -> list[Kept]:
     found: dict[tuple[str, str], int] = {}
-    for exit in trace.exits.values():
-        for root in trace.classes.of(exit.ids).tolist():
-            if root in numbering.reasons:
-                place = (exit.layer, numbering.reasons[root])
+    made = {name: (exit.layer, exit.ids) for name, exit in trace.exits.items()}
+    passed = {name: (name.rpartition(".")[0], ids) for name, ids in trace.passes.items()}
+    for layer, ids in [*made.values(), *passed.values()]:
+        for root, group in zip(trace.classes.of(ids).tolist(), numbering.of(ids).tolist(), strict=True):
+            if group == FIXED:
+                place = (layer, numbering.reasons.get(root, "no layer makes what passes it"))
                 found[place] = found.get(place, 0) + 1
     return [Kept(layer, channels, reason) for (layer, reason), channels in found.items()]
 

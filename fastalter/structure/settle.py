@@ -61,11 +61,12 @@ def _count_sizes(trace: Trace) -> None:
 
 
 def _one_meaning_per_attribute(trace: Trace) -> None:
-    """An attribute that counts two kinds of channels can follow neither."""
-    first: dict[tuple[str, str], Tensor] = {}
+    """An attribute that would count two kinds of channels keeps its value; if the code goes by it, the trial sees."""
+    known: dict[tuple[str, str], list[Tensor]] = {}
     for module, name, labels in trace.counts:
-        known = first.setdefault((module, name), labels)
-        same = len(known) == len(labels) and torch.equal(trace.classes.of(known), trace.classes.of(labels))
-        if not same:
-            why = f"{module}.{name} counts two kinds of channels"
-            trace.pins += [(known[known != NOTHING], why), (labels[labels != NOTHING], why)]
+        known.setdefault((module, name), []).append(trace.classes.of(labels))
+    trace.counts = [
+        (module, name, labels)
+        for module, name, labels in trace.counts
+        if all(torch.equal(known[module, name][0], other) for other in known[module, name])
+    ]

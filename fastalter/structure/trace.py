@@ -22,14 +22,18 @@ from fastalter.structure.labels import NOTHING, Classes, strip
 
 
 class Labelled(torch.Tensor):
-    """An activation and the channel of each of its elements."""
+    """An activation and the channel of each of its elements.
+
+    lit  whether elements of a channel that is removed may be something else than zero here, in the masked network
+    """
 
     value: Tensor
     labels: Tensor
     owner: Trace
+    lit: bool
 
     @staticmethod
-    def __new__(cls, value: Tensor, labels: Tensor, owner: Trace) -> Labelled:
+    def __new__(cls, value: Tensor, labels: Tensor, owner: Trace, lit: bool = False) -> Labelled:
         assert labels.shape == value.shape, (labels.shape, value.shape)
         made: Labelled = torch.Tensor._make_wrapper_subclass(
             cls,
@@ -40,7 +44,7 @@ class Labelled(torch.Tensor):
             layout=value.layout,
             device=value.device,
         )
-        made.value, made.labels, made.owner = value, labels, owner
+        made.value, made.labels, made.owner, made.lit = value, labels, owner, lit
         return made
 
     def __repr__(self) -> str:  # type: ignore[override]
@@ -108,6 +112,7 @@ class Trace:
     exits: dict[str, Exit] = field(default_factory=dict)
     norms: dict[str, Norm] = field(default_factory=dict)
     reads: dict[tuple[str, int], Reads] = field(default_factory=dict)
+    passes: dict[str, Tensor] = field(default_factory=dict)
     counts: list[tuple[str, str, Tensor]] = field(default_factory=list)
     layer_norms: list[tuple[str, Tensor]] = field(default_factory=list)
     pins: list[tuple[Tensor, str]] = field(default_factory=list)
@@ -184,9 +189,9 @@ class Trace:
         """Operations that every entry of a weight takes part in."""
         self.flops[weight] = self.flops.get(weight, 0.0) + per_entry
 
-    def labelled(self, value: Tensor, labels: Tensor) -> Tensor:
+    def labelled(self, value: Tensor, labels: Tensor, lit: bool = False) -> Tensor:
         """The value with its labels; plain where it has none."""
-        return Labelled(value, labels, self) if bool((strip(labels) != NOTHING).any()) else value
+        return Labelled(value, labels, self, lit) if bool((strip(labels) != NOTHING).any()) else value
 
     @contextmanager
     def off(self) -> Iterator[None]:

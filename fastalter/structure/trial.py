@@ -14,8 +14,8 @@ from fastalter.structure.groups import ChannelGroups
 from fastalter.structure.mask import ChannelMask
 from fastalter.structure.plan import CompactionPlan
 
-TOLERANCE = 1e-3
-"""Of an output's largest value. Float32 rounding is a hundredth of it; a wrong channel is of the order of one."""
+TOLERANCE = {False: 1e-3, True: 1e-9}
+"""Of an output's largest value, in float64 the smaller one: a hundred times what rounding does."""
 AGREEING = 0.5
 """Of an output's entries, at least: where a network picks proposals, rounding may tip a few.
 A wrong channel does not stop at half."""
@@ -75,5 +75,6 @@ def _close(found: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
 def _same(found: Tensor, expected: Tensor) -> bool:
     if not expected.is_floating_point() or not expected.numel():
         return True
-    close = (found - expected).abs() <= TOLERANCE * expected.abs().max()
+    tolerance = TOLERANCE[expected.dtype == torch.float64]
+    close = (found - expected).abs() <= tolerance * expected.abs().max()
     return float(close.double().mean()) >= AGREEING

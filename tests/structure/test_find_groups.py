@@ -293,6 +293,73 @@ def test_four_pixels_of_a_patch_merge_repeat_each_channel():
     assert groups.layer_norms == ["norm"]
 
 
+def test_a_layer_norm_over_channels_that_are_not_zero_when_removed_holds_them():
+    """The masked network would count sigmoid(0) = 1/2, the compacted one a zero."""
+
+    def run(activation: Callable[[Tensor], Tensor]) -> Net:
+        return Net(
+            lambda n, x: n.b(n.norm(activation(n.a(x)))), a=nn.Linear(3, 4), norm=nn.LayerNorm(4), b=nn.Linear(4, 2)
+        )
+
+    held = "a layer norm over channels that are not zero when they are removed, in norm"
+    for activation in (torch.sigmoid, torch.exp, F.softplus, lambda y: y + 1, lambda y: 1 - F.relu(y)):
+        groups = find_groups(run(activation), torch.randn(5, 3), trial=False)
+        assert reasons(groups)["a"] == held
+    for activation in (F.gelu, F.relu, F.silu, torch.tanh, lambda y: y * torch.sigmoid(y), lambda y: 2 * y - y):
+        assert sets(find_groups(run(activation), torch.randn(5, 3))) == {"a": 4}
+
+
+def test_a_batch_norm_without_an_affine_map_leaves_something_of_a_removed_channel():
+    net = Net(
+        lambda n, x: n.b(n.norm(n.plain(n.a(x)))),
+        a=nn.Linear(3, 4),
+        plain=nn.BatchNorm1d(4, affine=False),
+        norm=nn.LayerNorm(4),
+        b=nn.Linear(4, 2),
+    )
+    groups = find_groups(net, torch.randn(5, 3), trial=False)
+    assert "not zero when they are removed" in reasons(groups)["a"]
+
+
+def test_a_depthwise_convolution_on_channels_that_stay_is_reported_too():
+    net = Net(lambda n, x: n.c(n.b(n.a(x).softmax(1))), a=conv(3, 4), b=conv(4, 4, groups=4), c=conv(4, 2))
+    kept = {k.layer: k.channels for k in find_groups(net, image()).kept}
+    assert kept == {"a": 4, "b": 4, "c": 2}
+
+
+def test_torchs_channel_shuffle_keeps_its_parts_of_one_size():
+    net = Net(lambda n, x: n.b(n.shuffle(n.a(x))), a=conv(3, 6), shuffle=nn.ChannelShuffle(2), b=conv(6, 2))
+    groups = find_groups(net, image())
+    assert at(groups, "a.weight", 0) == [0, 1, 2, 0, 1, 2]
+    assert at(groups, "b.weight", 1) == [0, 0, 1, 1, 2, 2]
+
+
+def test_branches_that_are_stacked_and_summed_join_channel_by_channel():
+    def run(n: Any, x: Tensor) -> Tensor:
+        both = torch.stack([n.a(x), n.b(x)])
+        return n.c((both * both.softmax(0)).sum(0))
+
+    net = Net(run, a=conv(3, 4), b=conv(3, 4), c=conv(4, 2))
+    assert sets(find_groups(net, image())) == {"a": 4}
+
+
+def test_as_many_heads_as_a_head_has_channels():
+    net = Net(lambda n, x: n.head(n.attention(x).mean(1)), attention=Attention(4, 2), head=nn.Linear(4, 2))
+    groups = find_groups(net, torch.randn(3, 5, 4))
+    assert sets(groups) == {"attention.qkv.heads": 2, "attention.proj": 4}
+    assert [c.name for c in groups.counts] == ["num_heads"]
+
+
+def test_an_attribute_that_nothing_goes_by_ties_nothing_down():
+    def run(n: Any, x: Tensor) -> Tensor:
+        x = n.a(x).flatten(2)
+        return n.b(n.c(x.transpose(1, 2).reshape(1, 36, -1)).reshape(1, 36, -1))
+
+    net = Net(run, a=conv(3, 4), c=nn.Linear(4, 4), b=nn.Linear(4, 2), dim=4)
+    groups = find_groups(net, image())
+    assert sets(groups) == {"a": 4, "c": 4}
+
+
 def test_a_group_norm_loses_whole_groups():
     net = Net(lambda n, x: n.b(F.relu(n.norm(n.a(x)))), a=conv(3, 6), norm=nn.GroupNorm(3, 6), b=conv(6, 2))
     groups = find_groups(net, image())

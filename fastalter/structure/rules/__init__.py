@@ -19,6 +19,7 @@ from torch import Tensor
 
 from fastalter.structure.rules import functions, moves, pointwise, products, windows
 from fastalter.structure.rules.family import Rule, arguments, first_labelled
+from fastalter.structure.rules.lit import is_lit
 from fastalter.structure.trace import Labelled, Trace, plain
 
 _RULES: dict[Any, Rule] = {**moves.RULES, **windows.RULES, **products.RULES}
@@ -37,23 +38,24 @@ def apply(func: Any, args: Any, kwargs: Any) -> Any:
     rule = _RULES.get(func.overloadpacket) or pointwise.rule_for(func)
     if rule is None:
         return _unknown(trace, func, args, kwargs, value)
+    lit = is_lit(rule, func, args, kwargs)
     labels = rule(trace, func, args, kwargs, value)
     if func._schema.is_mutable and value is plain(args[0]):
         target = args[0]
         if isinstance(target, Labelled):
-            target.labels = labels
+            target.labels, target.lit = labels, lit
             return target
-    return _attach(trace, value, labels)
+    return _attach(trace, value, labels, lit)
 
 
-def _attach(trace: Trace, value: Any, labels: Any) -> Any:
+def _attach(trace: Trace, value: Any, labels: Any, lit: bool) -> Any:
     if isinstance(value, (list, tuple)):
         several = labels if isinstance(labels, (list, tuple)) else [labels]
         several = [*several, *[None] * (len(value) - len(several))]
-        return type(value)(_attach(trace, v, lab) for v, lab in zip(value, several, strict=True))
+        return type(value)(_attach(trace, v, lab, lit) for v, lab in zip(value, several, strict=True))
     if not isinstance(value, Tensor) or labels is None:
         return value
-    return trace.labelled(value, labels)
+    return trace.labelled(value, labels, lit)
 
 
 def _unknown(trace: Trace, func: Any, args: Any, kwargs: Any, value: Any) -> Any:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from fastalter.structure.labels import NOTHING, along, nothing
 from fastalter.structure.rules.family import labels_of
 from fastalter.structure.rules.products import attention
-from fastalter.structure.trace import Norm, Trace, value_of
+from fastalter.structure.trace import Labelled, Norm, Trace, value_of
 
 
 def owner(name: str) -> str:
@@ -89,6 +89,7 @@ def _depthwise(trace: Trace, name: str, bias: Any, channels: Tensor, value: Tens
         trace.classes.unite(ids, trace.axis(bias_name, 0))
     module = trace.model.get_submodule(owner(name))
     trace.count(module, "groups", channels)
+    trace.passes[name] = ids
     return trace.labelled(value, along(passed, dim, value.shape))
 
 
@@ -140,7 +141,7 @@ def batch_norm(
         return NotImplemented
     value = func(value_of(input), running_mean, running_var, weight, bias, *args, **kwargs)
     channels = _normed(trace, trace.classes.channels(labels_of(input), 1), names)
-    return trace.labelled(value, along(channels, 1, value.shape))
+    return trace.labelled(value, along(channels, 1, value.shape), lit=weight is None)
 
 
 def _normed(trace: Trace, channels: Tensor, names: list[str | None]) -> Tensor:
@@ -180,9 +181,11 @@ def layer_norm(
     channels = trace.classes.channels(labels, input.dim() - 1)
     if bool((channels == NOTHING).any()):
         return _pinned(trace, labels, value, "a layer norm over channels and other data together")
+    if isinstance(input, Labelled) and input.lit:
+        return _pinned(trace, labels, value, "a layer norm over channels that are not zero when they are removed")
     channels = _normed(trace, channels, [trace.name_of(weight), trace.name_of(bias)])
     trace.layer_norms.append((trace.paths[id(module)], channels))
-    return trace.labelled(value, along(channels, input.dim() - 1, value.shape))
+    return trace.labelled(value, along(channels, input.dim() - 1, value.shape), lit=weight is None)
 
 
 def group_norm(
@@ -207,7 +210,7 @@ def group_norm(
     trace.classes.unite(table.amax(1, keepdim=True).expand_as(table), table)
     trace.count(module, "num_groups", table.amax(1))
     channels = _normed(trace, channels, [trace.name_of(weight), trace.name_of(bias)])
-    return trace.labelled(value, along(channels, 1, value.shape))
+    return trace.labelled(value, along(channels, 1, value.shape), lit=weight is None)
 
 
 def prelu(trace: Trace, func: Any, input: Tensor, weight: Tensor) -> Any:
@@ -218,7 +221,8 @@ def prelu(trace: Trace, func: Any, input: Tensor, weight: Tensor) -> Any:
     labels = trace.settled(labels_of(input))
     if weight.numel() > 1:
         trace.classes.unite(trace.classes.channels(labels, 1), trace.axis(name, 0))
-    return trace.labelled(func(value_of(input), weight), labels)
+    lit = isinstance(input, Labelled) and input.lit
+    return trace.labelled(func(value_of(input), weight), labels, lit)
 
 
 def _pinned(trace: Trace, labels: Tensor, value: Tensor, why: str) -> Tensor:
@@ -228,8 +232,6 @@ def _pinned(trace: Trace, labels: Tensor, value: Tensor, why: str) -> Tensor:
 
 def canvas(trace: Trace, value: Any) -> Any:
     """A tensor that a forward makes to write into: labels are written with the data."""
-    from fastalter.structure.trace import Labelled
-
     if not isinstance(value, Tensor) or not value.is_floating_point() or isinstance(value, Labelled):
         return value
     return Labelled(value, nothing(value.shape).contiguous(), trace)

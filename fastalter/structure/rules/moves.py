@@ -21,6 +21,10 @@ from fastalter.structure.trace import Labelled, Trace
 
 COUNTING = re.compile(r"head|dim|chan|width|plane|feat|embed|hidden|inner|group|bins|class", re.IGNORECASE)
 """Attributes by whose name a user's module counts channels or heads, which a reshape or a split then reads."""
+OF_ONE_HEAD = re.compile(
+    r"head_?(dim|size|width|chan)|(dim|size|width|channels)_?(per_?|of_?)?head|per_head", re.IGNORECASE
+)
+"""Those that count the channels of one head: heads go as a whole."""
 
 
 def _moved(trace: Trace, func: Any, args: Any, kwargs: Any, value: Any) -> Any:
@@ -79,7 +83,8 @@ def _attributes(trace: Trace, size: int) -> list[str]:
     module = trace.stack[-1] if trace.stack else None
     if module is None or size < 2 or type(module).__module__.startswith("torch.nn"):
         return []
-    return [k for k, v in vars(module).items() if type(v) is int and v == size and COUNTING.search(k)]
+    counting = {k: v for k, v in vars(module).items() if COUNTING.search(k) and not OF_ONE_HEAD.search(k)}
+    return [k for k, v in counting.items() if type(v) is int and v == size]
 
 
 def _split(trace: Trace, func: Any, args: Any, kwargs: Any, value: Any) -> list[Tensor]:
@@ -154,6 +159,13 @@ def _pixel_shuffled(trace: Trace, func: Any, args: Any, kwargs: Any, value: Tens
     return simplified(func(labels, factor))
 
 
+def _channel_shuffled(trace: Trace, func: Any, args: Any, kwargs: Any, value: Tensor) -> Tensor:
+    """The parts that are woven into each other keep one size."""
+    rows = rows_along(args[0].labels, 1).amax(1).expand(value.shape[1])
+    trace.conditions.append(Divided(rows.view(args[1], -1), trace.here, inner=True))
+    return simplified(rows.view(args[1], -1).t().reshape(-1).view(-1, *[1] * (value.dim() - 2)).expand(value.shape))
+
+
 def _joined(trace: Trace, func: Any, args: Any, kwargs: Any, value: Tensor) -> Tensor:
     return simplified(func([labels_of(tensor) for tensor in args[0]], *args[1:], **kwargs))
 
@@ -178,7 +190,7 @@ def _rolled(trace: Trace, func: Any, args: Any, kwargs: Any, value: Tensor) -> T
     return simplified(func(labels, *args[1:], **kwargs)) if any(short.shape[d] > 1 for d in dims) else labels
 
 
-def _padded(trace: Trace, func: Any, args: Any, kwargs: Any, value: Tensor) -> Tensor:
+def padded(trace: Trace, func: Any, args: Any, kwargs: Any, value: Tensor) -> Tensor:
     """What is padded along space is part of its channel; what is padded along channels belongs to none."""
     labels, pads = args[0].labels, list(args[1])
     short = strip(labels)
@@ -202,6 +214,7 @@ RULES: dict[Any, Rule] = {
     **dict.fromkeys(aten("slice"), _slice),
     **dict.fromkeys(aten("index gather index_select select unbind take_along_dim"), _numbered),
     **dict.fromkeys(aten("pixel_shuffle"), _pixel_shuffled),
+    **dict.fromkeys(aten("channel_shuffle native_channel_shuffle"), _channel_shuffled),
     **dict.fromkeys(aten("cat stack"), _joined),
     **dict.fromkeys(aten("clone alias detach contiguous _to_copy lift_fresh positive"), _same),
     **dict.fromkeys(aten("zeros_like ones_like empty_like full_like rand_like randn_like"), _like),
@@ -211,7 +224,7 @@ RULES: dict[Any, Rule] = {
             "constant_pad_nd reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d "
             "replication_pad3d"
         ),
-        _padded,
+        padded,
     ),
 }
 
@@ -231,6 +244,7 @@ def _copy(trace: Trace, func: Any, args: Any, kwargs: Any) -> Any:
         target.labels.copy_(trace.settled(labels_of(source)))
     elif isinstance(source, Labelled):
         target.labels = meet(trace, [target.labels, source.labels], target.shape, constants=True)
+    target.lit |= source.lit if isinstance(source, Labelled) else not _is_blank(target)
     return target
 
 
@@ -247,6 +261,7 @@ def _index_put(trace: Trace, func: Any, args: Any, kwargs: Any) -> Any:
     written = trace.settled(labels_of(source)).expand(there.shape)
     trace.classes.unite(there, written)
     target.labels[places] = torch.where(written == NOTHING, there, written)
+    target.lit |= source.lit if isinstance(source, Labelled) else not _is_blank(target)
     return target
 
 
@@ -254,6 +269,8 @@ def _constant(trace: Trace, func: Any, args: Any, kwargs: Any) -> Any:
     """A number written into a channel leaves it the channel that it is."""
     target, *rest = args
     func(target.value if isinstance(target, Labelled) else target, *rest, **kwargs)
+    if isinstance(target, Labelled) and rest and rest[0] != 0:
+        target.lit = True
     return target
 
 

@@ -24,11 +24,11 @@ _UNTAGGED = set(
 def rule_for(func: Any) -> Rule | None:
     """The rule, if torch says that the operation is pointwise, or this module does."""
     if torch.Tag.pointwise in func.tags or func.overloadpacket in _UNTAGGED:
-        return _pointwise
+        return pointwise
     return None
 
 
-def _pointwise(trace: Trace, func: Any, args: Any, kwargs: Any, value: Any) -> Tensor:
+def pointwise(trace: Trace, func: Any, args: Any, kwargs: Any, value: Any) -> Tensor:
     shape = value[0].shape if isinstance(value, tuple) else value.shape
     return meet(trace, [labels_of(tensor) for tensor in arguments(args, kwargs)], shape)
 

@@ -55,11 +55,20 @@ def _plain_name(func: Any) -> str:
 
 
 def _mixed(trace: Trace, labels: Tensor, dims: Iterable[int], what: str) -> bool:
-    """Whether channels differ along these axes; then they are pinned."""
-    if any(trace.classes.varies(labels, dim) for dim in dims):
-        trace.pin(labels, what)
-        return True
-    return False
+    """Whether these axes are the channels; then they are pinned.
+
+    Where channels lie along another axis as well (branches that were stacked, the channels of a head), what lies along
+    these goes together.
+    """
+    dims = list(dims)
+    if not any(trace.classes.varies(labels, dim) for dim in dims):
+        return False
+    if any(trace.classes.varies(labels, dim) for dim in range(labels.dim()) if dim not in dims):
+        for dim in dims:
+            labels = _united_along(trace, labels, dim).expand(labels.shape)
+        return False
+    trace.pin(labels, what)
+    return True
 
 
 def _reduced(trace: Trace, func: Any, args: Any, kwargs: Any, value: Any) -> Any:
@@ -75,7 +84,7 @@ def _reduced(trace: Trace, func: Any, args: Any, kwargs: Any, value: Any) -> Any
     return kept.expand(out.shape)
 
 
-def _along_one(trace: Trace, func: Any, args: Any, kwargs: Any, value: Any) -> Any:
+def along_one(trace: Trace, func: Any, args: Any, kwargs: Any, value: Any) -> Any:
     """Same shape (softmax, cumulative sums) or a selection along the axis (sort, topk), by the values there."""
     labels = trace.settled(labels_of(args[0]))
     place = 2 if func.overloadpacket is torch.ops.aten.topk else 1
@@ -89,7 +98,7 @@ def _along_one(trace: Trace, func: Any, args: Any, kwargs: Any, value: Any) -> A
 
 
 def _sorted_stable(trace: Trace, func: Any, args: Any, kwargs: Any, value: Any) -> Any:
-    return _along_one(trace, func, args[:1], {"dim": kwargs.get("dim", -1)}, value)
+    return along_one(trace, func, args[:1], {"dim": kwargs.get("dim", -1)}, value)
 
 
 def _gated(trace: Trace, func: Any, args: Any, kwargs: Any, value: Tensor) -> Tensor:
@@ -134,7 +143,7 @@ RULES: dict[Any, Rule] = {
     ),
     **dict.fromkeys(
         aten("_softmax softmax _log_softmax log_softmax cumsum cumprod topk max min cummax cummin logcumsumexp"),
-        _along_one,
+        along_one,
     ),
     **dict.fromkeys(aten("sort"), _sorted_stable),
     **dict.fromkeys(aten("glu"), _gated),
