@@ -166,6 +166,7 @@ def test_a_compacted_network_can_be_compacted_again():
     second_groups, flags = regrouped(groups, kept), torch.ones(int(kept.sum()), dtype=torch.bool)
     flags[:4] = again["embed"]
     smaller = compact_model(small, Flags(second_groups, flags))
+    assert set(CompactionPlan.of(second_groups, flags, small).layer_norms.values()) == {8}
     both = kept.clone()
     both[kept] = flags
     torch.testing.assert_close(smaller(*inputs), zeroed(net, groups, both)(*inputs), **EXACT)
@@ -308,7 +309,7 @@ def test_a_norm_with_a_forward_of_its_own_is_refused():
     net, _, groups = build("convs")
     net.layer_norm.__class__ = Odd
     with pytest.raises(ModelError, match="layer_norm: a Odd is no plain LayerNorm"):
-        compact_model(net, Flags(groups, half(groups)))
+        CompactionPlan.of(groups, half(groups), net)
     compact_model(net, Flags(groups, torch.ones(groups.size, dtype=torch.bool)))
 
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from fastalter.errors import MaskError, ModelError
 from fastalter.structure.compact import compact_model
+from fastalter.structure.cut import Cut, cut_all
 from fastalter.structure.plan import CompactionPlan
 from fastalter.structure.planner import revived
 from tests.structure.compact_nets import NETS, Flags, build, random_flags, regrouped
@@ -99,6 +100,14 @@ def test_two_plans_in_a_row_are_one(name, seed):
     rebuilt = CompactionPlan.from_json(both.to_json()).apply(build(name, seed=1)[0])
     rebuilt.load_state_dict(expected.state_dict(), strict=True)
     torch.testing.assert_close(rebuilt(*inputs), expected(*inputs), rtol=0, atol=0)
+
+
+def test_a_channel_of_zeros_may_go_in_a_second_cut():
+    first = Cut((5,), {0: torch.tensor([1, 3, 4])}, {0: torch.tensor([3])})
+    both = first.then(Cut((3,), {0: torch.tensor([0, 2])}))
+    assert both.kept[0].tolist() == [1, 4]
+    assert both.zero == {}
+    assert cut_all([torch.arange(5.0)], [both])[0].tolist() == [1, 4]
 
 
 def test_plans_that_do_not_follow_each_other_are_refused():
