@@ -68,8 +68,12 @@ class Scores:
 
     def __repr__(self) -> str:
         branches = ", ".join(f"{b} {self.branch(b).numel():,}" for b in self.layout.branches)
-        unit = "weights" if self.groups is None else "channels"
-        return f"Scores({self.metadata.get('method', '?')}: {self.layout.size:,} {unit}; {branches})"
+        return f"Scores({self.metadata.get('method', '?')}: {self.layout.size:,} {self.unit}; {branches})"
+
+    @property
+    def unit(self) -> str:
+        """What the scores are of, in the plural."""
+        return "weights" if self.groups is None else "channels"
 
     def branch(self, name: str) -> Tensor:
         """The scores of a branch, 1-D."""

@@ -15,10 +15,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
+from fastalter import score_model
 from fastalter.altermoma.arena import Layout
 from fastalter.criteria import Scores
 from fastalter.errors import DataError
+from fastalter.fusion import adapt
 from fastalter.report.__main__ import main
 from fastalter.report.html import figures
 from fastalter.report.html.comparisons import read_comparison, sweeps, tables
@@ -204,7 +208,7 @@ def test_the_shades_cover_exactly_the_cells_that_hold_weights():
     scale = figures.TermScale.of(deci, reri)
     found = figures.density("lidar", deci, reri, scale)
     shades = figures.levels(int(found.counts.max()))
-    picture = str(figures.scatter(found, scale, shades, None))
+    picture = str(figures.scatter(found, scale, shades, None, "weights"))
     size = figures.WIDTH - 62
     side = size / figures.CELLS
     area = sum(width * height for _, _, width, height in rectangles(picture, "fill crisp b-lidar"))
@@ -218,7 +222,7 @@ def test_the_shades_cover_exactly_the_cells_that_hold_weights():
 def test_the_dashed_line_is_where_the_score_meets_the_threshold(alpha, beta, tau):
     scale = figures.TermScale(-9, -2)
     empty = figures.Density("camera", np.zeros((figures.CELLS, figures.CELLS), np.int64), 0)
-    picture = str(figures.scatter(empty, scale, [1], figures.Line(alpha, beta, tau)))
+    picture = str(figures.scatter(empty, scale, [1], figures.Line(alpha, beta, tau), "weights"))
     (points,) = re.findall(r'<polyline points="([^"]+)"', picture)
     size = figures.WIDTH - 62
     axes = figures.Axes(scale.low, scale.high, scale.low, scale.high, 46, 8, size, size)
@@ -247,6 +251,28 @@ def test_a_map_is_drawn_with_x_to_the_right_and_y_up(monkeypatch):
 @pytest.fixture
 def comparison(files: dict[str, Path]) -> Any:
     return read_comparison(files["--comparison"])
+
+
+def test_channel_scores_and_their_mask_are_told_in_channels(tmp_path):
+    torch.manual_seed(0)
+    camera, lidar = (nn.Sequential(nn.Linear(3, 6), nn.ReLU()) for _ in range(2))
+    net = nn.ModuleDict({"camera": camera, "lidar": lidar, "head": nn.Linear(12, 2)})
+
+    def loss(model, x):
+        return model["head"](torch.cat([model["camera"](x), model["lidar"](x)], 1)).square().mean()
+
+    fusion = adapt(net, branches={"camera": ["camera"], "lidar": ["lidar"]}, loss=loss)
+    batches = [torch.randn(4, 3) for _ in range(5)]
+    scores = score_model(fusion, batches, granularity="channel", keep_terms=True, progress=False)
+    files = {"--scores": tmp_path / "scores.safetensors", "--mask": tmp_path / "mask.safetensors"}
+    scores.save(files["--scores"])
+    scores.mask(0.5).save(files["--mask"])
+    page = written(files, tmp_path / "report.html")
+    text = words(page)
+    assert "6 of 12 channels kept" in text
+    assert "Channels by branch" in text
+    assert "channels in a cell, at least" in text
+    assert "weights" not in text
 
 
 def test_a_comparison_shows_mean_spread_and_the_best(comparison, files, tmp_path):

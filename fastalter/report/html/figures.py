@@ -201,8 +201,8 @@ class Line:
     tau: float
 
 
-def scatter(found: Density, scale: TermScale, shades: Sequence[int], cut: Line | None) -> Markup:
-    """DeCI against ReRI of one branch: the more weights in a cell, the more solid it is."""
+def scatter(found: Density, scale: TermScale, shades: Sequence[int], cut: Line | None, unit: str) -> Markup:
+    """DeCI against ReRI of one branch: the more weights (or whatever the unit) in a cell, the more solid it is."""
     size = WIDTH - 62
     axes = Axes(scale.low, scale.high, scale.low, scale.high, 46, 8, size, size)
     parts: list[str] = []
@@ -220,7 +220,7 @@ def scatter(found: Density, scale: TermScale, shades: Sequence[int], cut: Line |
     x, y = 12.0, axes.top + size / 2
     turn = f"rotate(-90 {x:g} {y:g})"
     parts.append(svg.element("text", "ReRI (redundancy)", x=x, y=y, text_anchor="middle", transform=turn))
-    label = f"DeCI against ReRI of {int(found.counts.sum()):,} weights of the {found.name} branch"
+    label = f"DeCI against ReRI of {int(found.counts.sum()):,} {unit} of the {found.name} branch"
     return svg.drawing(WIDTH, axes.bottom + 40, label, parts)
 
 

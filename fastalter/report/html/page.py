@@ -67,9 +67,10 @@ class Section:
 
 @dataclass(frozen=True)
 class Page:
-    """What the template is given."""
+    """What the template is given; `unit` is what the scores are of, in the plural."""
 
     title: str
+    unit: str
     facts: Sequence[tuple[str, str]]
     warnings: Sequence[str]
     sections: Sequence[Section]
@@ -94,7 +95,8 @@ def build(inputs: Inputs) -> Page:
         sections.append(_evaluation(inputs.evaluations))
     facts = [] if inputs.scores is None else _facts(inputs.scores, inputs.mask)
     warnings = [] if inputs.scores is None else _warnings(inputs.scores, inputs.mask)
-    return Page(inputs.title or _title(inputs), facts, warnings, sections)
+    unit = "weights" if inputs.scores is None else inputs.scores.unit
+    return Page(inputs.title or _title(inputs), unit, facts, warnings, sections)
 
 
 def render(page: Page) -> str:
@@ -146,7 +148,7 @@ def _facts(scores: Scores, mask: Mask | None) -> list[tuple[str, str]]:
     settings = {key: value for key, value in told.get("settings", {}).items() if value is not None}
     facts = [("Model", told["model"]), ("Method", told["method"])]
     if mask is not None:
-        facts.append(("Ratio", f"{mask.ratio:g}: {mask.kept_total:,} of {mask.layout.size:,} weights kept"))
+        facts.append(("Ratio", f"{mask.ratio:g}: {mask.kept_total:,} of {mask.layout.size:,} {mask.unit} kept"))
         facts.append(
             ("Threshold", f"{mask.threshold:.6g}" if math.isfinite(mask.threshold) else "none: nothing is kept")
         )
@@ -273,7 +275,7 @@ def _array(values: Tensor) -> figures.Array:
 
 @dataclass(frozen=True)
 class Terms:
-    """A density for each branch, the shades (lower bound, opacity), and how many weights lie off the axes."""
+    """A density for each branch, the shades (lower bound, opacity), and how many scores lie off the axes."""
 
     pictures: Sequence[tuple[str, Markup]]
     shades: Sequence[tuple[str, float]]
@@ -292,7 +294,7 @@ def _terms(scores: Scores, mask: Mask | None) -> Section:
     branches = scores.layout.branches
     found = [figures.density(b, deci[scores.layout.range(b)], reri[scores.layout.range(b)], scale) for b in branches]
     shades = figures.levels(max(int(density.counts.max(initial=1)) for density in found))
-    pictures = [(density.name, figures.scatter(density, scale, shades, cut)) for density in found]
+    pictures = [(density.name, figures.scatter(density, scale, shades, cut, scores.unit)) for density in found]
     legend = [(f"{low:,}", figures.shade(number, len(shades))) for number, low in enumerate(shades, 1)]
     outside = sum(density.outside for density in found)
     return Section("terms", Terms(pictures, legend, outside, scores.layout.size, cut is not None))
