@@ -13,7 +13,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,6 +21,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from torch import Tensor
 
 from bench.bulk import provenance
 from fastalter import models
@@ -46,6 +47,8 @@ ASSETS = ROOT / "fastalter" / "assets"
 DATA = SyntheticSettings(scenes=800, val_scenes=80, samples=4, seed=0)
 """3,200 frames to train on and 320 to judge by."""
 BATCH_SIZE = 8
+HINTS = ".dtransform."
+"""In the names of the layers that read the LiDAR's depth hints."""
 
 
 @dataclass(frozen=True)
@@ -88,14 +91,19 @@ def recipe(
 
 def make_parents(work: Path, shrink: int = 1) -> None:
     """The dataset and the single-sensor detectors, each made where it is missing."""
+    begin(work, shrink)
+    with stage(work, "camera and lidar"):
+        side_by_side(("camera", "lidar"), work, shrink)
+
+
+def begin(work: Path, shrink: int = 1) -> None:
+    """The work folder and the dataset, made where they are missing."""
     work.mkdir(parents=True, exist_ok=True)
     if not (work / "commit").exists():
         (work / "commit").write_text(provenance()["commit"])
     torch.set_num_threads(1)
     with stage(work, "data"):
         make_data(work, shrink)
-    with stage(work, "camera and lidar"):
-        side_by_side(("camera", "lidar"), work, shrink)
 
 
 @contextmanager
@@ -183,13 +191,28 @@ def settle_hints(model: BEVFusion, batches: Callable[[int], Batch]) -> None:
 
 
 def adopt(model: BEVFusion, work: Path) -> None:
-    """Load the parents' backbones. The depth hints' layers stay fresh: the camera's parent never had hints."""
+    """Load the parents' backbones."""
+    graft(model, backbones(work))
+
+
+def backbones(work: Path) -> dict[str, Tensor]:
+    """What a fusion model takes from its parents: all of both branches but the layers of the depth hints.
+
+    Those stay fresh: the camera's parent never had hints.
+    """
+    taken: dict[str, Tensor] = {}
     for sensor in PARTS["fusion"].sensors:
         state = torch.load(work / f"{sensor}.pt", weights_only=True)
-        branch = {key: value for key, value in state.items() if key.startswith(f"encoders.{sensor}.")}
-        wanted = {key for key in model.state_dict() if key.startswith(f"encoders.{sensor}.")}
-        assert set(branch) == wanted
-        model.load_state_dict({k: v for k, v in branch.items() if ".dtransform." not in k}, strict=False)
+        taken |= {key: value for key, value in state.items() if key.startswith(f"encoders.{sensor}.")}
+    return {key: value for key, value in taken.items() if HINTS not in key}
+
+
+def graft(model: BEVFusion, taken: Mapping[str, Tensor]) -> None:
+    """Put the parents' backbones into a fusion model, in place."""
+    prefixes = tuple(f"encoders.{sensor}." for sensor in PARTS["fusion"].sensors)
+    wanted = {key for key in model.state_dict() if key.startswith(prefixes) and HINTS not in key}
+    assert set(taken) == wanted
+    model.load_state_dict(dict(taken), strict=False)
 
 
 def load(work: Path, part: str) -> BEVFusion:

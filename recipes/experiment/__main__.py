@@ -1,7 +1,7 @@
 """python -m recipes.experiment: fill the table of methods x regimes x ratios x seeds, one file per finished cell.
 
-The data and the single-sensor parents are those of `make tiny-checkpoint`, made where they are missing. What is
-finished is not run again; an interrupted cell goes on from its scores and its last training checkpoint.
+The data is that of `make tiny-checkpoint`, made where it is missing; the single-sensor backbones are in the repository.
+What is finished is not run again; an interrupted cell goes on from its scores and its last training checkpoint.
 """
 
 from __future__ import annotations
@@ -16,31 +16,35 @@ from typing import Annotated
 import typer
 
 from fastalter.comparison import DENSE, Cell, read_results
-from recipes.experiment.methods import ABLATIONS, CONTROLS, MAIN, TRAINED_LONGER
-from recipes.experiment.regimes import at_load, longer, study, trained, use_one_thread, write_splits
+from recipes.experiment.methods import ABLATIONS, CONTROLS, FIRST, MAIN, SECOND, STRUCTURED, TRAINED_LONGER
+from recipes.experiment.regimes import at_load, longer, structured, study, trained, use_one_thread, write_splits
 from recipes.experiment.work import run_missing
-from recipes.tiny_checkpoint import WORK, make_parents
+from recipes.tiny_checkpoint import WORK, begin
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "bench" / "results" / "experiment"
-RATIOS = (0.9, 0.95, 0.8)
-"""In the order in which they are run: 80 % separates the methods least."""
 
 app = typer.Typer(add_completion=False)
 
 
-def cells(parents: Path, seeds: int) -> list[Cell]:
-    """All cells, the most telling first."""
-    regimes = [trained(), at_load(parents)]
-    table = [Cell(regime, DENSE, 0.0, seed) for regime in regimes for seed in range(seeds)]
-    for ratio in RATIOS:
-        for regime in regimes:
-            for seed in range(seeds):
-                table += [Cell(regime, method, ratio, seed) for method in MAIN]
-    for extra in (CONTROLS, ABLATIONS):
-        table += [Cell(regimes[0], method, 0.9, seed) for seed in range(seeds) for method in extra]
-    for ratio in RATIOS[:2]:
-        table += [Cell(longer(), method, ratio, seed) for seed in range(seeds) for method in TRAINED_LONGER]
+def cells(seeds: int) -> list[Cell]:
+    """All cells, the most telling first: 80 % separates the methods least, the ablations only refine the controls.
+
+    The ratios of the structured regime are shares of FLOPs, those of all others shares of weights.
+    """
+    before, after, more, small = trained(), at_load(), longer(), structured()
+    table = [Cell(regime, DENSE, 0.0, seed) for regime in (before, after) for seed in range(seeds)]
+    for regime, ratio, methods in (
+        *((before, ratio, FIRST) for ratio in (0.95, 0.9)),
+        *((after, ratio, FIRST) for ratio in (0.95, 0.9)),
+        *((more, ratio, TRAINED_LONGER) for ratio in (0.95, 0.9)),
+        (before, 0.9, CONTROLS),
+        *((small, ratio, STRUCTURED) for ratio in (0.5, 0.3)),
+        *((regime, ratio, SECOND) for regime in (after, before) for ratio in (0.95, 0.9)),
+        *((regime, 0.8, MAIN) for regime in (before, after)),
+        (before, 0.9, ABLATIONS),
+    ):
+        table += [Cell(regime, method, ratio, seed) for seed in range(seeds) for method in methods]
     return table
 
 
@@ -57,10 +61,10 @@ def experiment(
     """Run the cells that are missing."""
     if worker:
         use_one_thread()
-        missing = [cell for cell in cells(work, seeds) if only in cell.name]
+        missing = [cell for cell in cells(seeds) if only in cell.name]
         run_missing(missing, study(work / "data"), work / "experiment", results, time.monotonic() + 60 * minutes)
         return
-    make_parents(work)
+    begin(work)
     write_splits(work / "data")
     arguments = [*("--work", work), *("--results", results), *("--seeds", seeds), *("--only", only), "--worker"]
     command = [sys.executable, "-m", "recipes.experiment", *map(str, arguments), "--minutes", str(minutes)]
@@ -68,7 +72,7 @@ def experiment(
     running = [subprocess.Popen(command, cwd=ROOT, env=environment) for _ in range(workers)]
     failed = [process for process in running if process.wait() != 0]
     done = len(read_results(results))
-    print(f"{done} cells in {results}, {len(cells(work, seeds))} in the table")
+    print(f"{done} cells in {results}, {len(cells(seeds))} in the table")
     if failed:
         raise SystemExit("a worker stopped with an error; run the command again to go on")
 

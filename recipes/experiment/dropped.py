@@ -31,7 +31,7 @@ def main(
     use_one_thread()
     common = study(work / "data")
     common = replace(common, judge=replace(common.judge, drops=SENSORS))
-    for cell in cells(work, seeds):
+    for cell in cells(seeds):
         if only in cell.name:
             fill_in(cell, common, work / "experiment", results)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fastalter.altermoma import Reactivation
 from fastalter.comparison import Method
+from recipes.experiment.channels import modalfisher_of_channels
 from recipes.experiment.controls import other_batches_in_place_of_reri
 
 B = 5
@@ -29,6 +30,10 @@ MAIN = [
     Method("random", "random"),
 ]
 
+SECOND = [method for method in MAIN if method.name in ("altermoma-paper", "random", "synflow")]
+"""Rows that wait until the others are there."""
+FIRST = [method for method in MAIN if method not in SECOND]
+
 CONTROLS = [
     _altermoma("beta -1", beta=-1.0),
     _altermoma("beta 0.1", beta=0.1),
@@ -39,6 +44,12 @@ CONTROLS = [
 
 TRAINED_LONGER = [method for method in MAIN if method.name in ("deci", "snip", "prospr")]
 """The nearest to `modalfisher`, for the regime that gives them its training steps as well."""
+
+STRUCTURED = [
+    *(method for method in MAIN if method.name in ("altermoma", "deci", "prospr", "magnitude")),
+    Method("modalfisher once", modalfisher_of_channels),
+]
+"""On channels: what the paper's structured table compares, `deci`, which is `altermoma` without ReRI, and our own."""
 
 ABLATIONS = [
     Method("modalfisher share 0", "modalfisher", settings={"share": 0.0}),

@@ -25,7 +25,8 @@ from fastalter.data.views import Batches
 from fastalter.models.bevfusion import BEVFusion
 from fastalter.training import TrainOptions
 from recipes.experiment.methods import B
-from recipes.tiny_checkpoint import MODEL, adopt
+from recipes.experiment.parents import BACKBONES, read_backbones
+from recipes.tiny_checkpoint import MODEL, graft
 
 SCORED = 8
 """Samples in each of the B batches that every method scores on."""
@@ -47,18 +48,26 @@ def longer() -> Regime:
     return replace(regime, name="trained longer", options=replace(regime.options, steps=100))
 
 
-def at_load(parents: Path) -> Regime:
-    """Single-sensor backbones go into a fresh fusion model, which is pruned before it is trained."""
+def at_load(backbones: Path = BACKBONES) -> Regime:
+    """Single-sensor backbones go into a fresh fusion model, which is pruned before it is trained.
+
+    They come from a file of the repository, because a training ends in other bits on another machine.
+    """
 
     def start(seed: int) -> BEVFusion:
         model = models.build(MODEL, seed=1000 + seed)
-        adopt(model, parents)
+        graft(model, read_backbones(backbones))
         return model
 
-    origin = {sensor: sha256(parents / f"{sensor}.pt") for sensor in ("camera", "lidar")}
+    origin = {"backbones": sha256(backbones)}
     options = TrainOptions(steps=300, lr=2e-3, warmup=0.1, clip=10.0, checkpoint_every=50)
     # 60 steps of 8 leave every method at mAP .01; 240 of 4 bring a 90 % mask to .20 (tuning scenes).
     return Regime("at load", start, origin, options, 4, before=False)
+
+
+def structured() -> Regime:
+    """Channels leave the trained fusion model, as many as a share of its FLOPs, and the smaller one is fine-tuned."""
+    return replace(trained(), name="structured", budget="flops")
 
 
 def study(data: Path, split: str = REPORT) -> Study:

@@ -18,7 +18,7 @@ from recipes.experiment.methods import TUNED
 from recipes.experiment.page import PAGE, write_block
 from recipes.experiment.regimes import TUNE, study, trained, use_one_thread, write_splits
 from recipes.experiment.work import run_missing
-from recipes.tiny_checkpoint import WORK, make_parents
+from recipes.tiny_checkpoint import WORK, begin
 
 RESULTS = ROOT / "bench" / "results" / "tuning"
 SEED = 10
@@ -34,7 +34,7 @@ def main(
 ) -> None:
     """Run the settings that are missing, then write down all that are there. One thread; start it twice for two."""
     use_one_thread()
-    make_parents(work)
+    begin(work)
     write_splits(work / "data")
     cells = [Cell(trained(), method, ratio, SEED) for method in TUNED if only in method.name]
     run_missing(cells, study(work / "data", TUNE), work / "tuning", results, time.monotonic() + 60 * minutes)

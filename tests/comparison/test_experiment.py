@@ -13,6 +13,7 @@ import fastalter
 from fastalter.comparison import DENSE
 from fastalter.comparison.cell import Cell
 from recipes.experiment import regimes, tables, tuning
+from recipes.experiment.__main__ import cells
 from recipes.experiment.controls import other_batches_in_place_of_reri
 from recipes.experiment.methods import ABLATIONS, CONTROLS, MAIN, TUNED
 from recipes.experiment.regimes import kept_batches
@@ -44,6 +45,16 @@ def test_every_method_has_a_file_of_its_own(methods):
     names = {Cell(regime(), method, 0.9, 0).name for method in methods}
     assert len(names) == len(methods)
     assert not [name for name in names if set(name) & set(" ,")]
+
+
+def test_no_cell_of_the_table_is_lost_or_there_twice():
+    names = [cell.name for cell in cells(seeds=3)]
+    assert len(set(names)) == len(names)
+    both = {f"{regime}/{method.name}/{ratio}-seed{seed}" for regime in ("trained", "at load") for method in MAIN
+            for ratio in (80, 90, 95) for seed in range(3)}  # fmt: skip
+    assert {name.replace(" ", "-") for name in both} <= set(names)
+    # with 3 seeds each: 2 dense rows; 3 methods trained longer and 5 of channels, at 2 ratios; controls and ablations
+    assert len(names) == len(both) + 3 * (2 + 3 * 2 + 5 * 2 + len(CONTROLS) + len(ABLATIONS))
 
 
 def test_training_batches_are_made_once_for_all_cells_of_a_seed(monkeypatch):
