@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -15,7 +15,10 @@ from recipes.experiment.page import PAGE, write_block
 
 BEGIN, END = "<!-- experiment: begin -->", "<!-- experiment: end -->"
 OWN = "modalfisher"
-"""The method whose lead over each other one is shown."""
+LEADER = {"structured": "altermoma"}
+"""By regime, the method whose lead over each other one is shown; OWN where nothing else is said."""
+DENSE_OF = {"structured": "trained"}
+"""Regimes whose unpruned network is that of another one: the same start, trained alike."""
 
 PAPER = {
     "altermoma": (67.3, 63.5),
@@ -25,6 +28,8 @@ PAPER = {
     "imp": (59.3, 42.7),
 }
 """mAP of BEVFusion-mit on nuScenes val at 80 and 90 % (dense 67.8), AlterMOMA's Table 1."""
+PAPER_STRUCTURED = {"altermoma": (65.3, 64.5), "prospr": (64.2, 62.5), "imp": (60.8, 57.6)}
+"""The same of ResNet-101 + SECOND with 30 and 50 % fewer FLOPs (dense 64.6), its Table 5."""
 
 
 def main(
@@ -45,15 +50,18 @@ def block(results: Sequence[Result]) -> str:
         "mAP before training": rows(results, when="before"),
         "mAP after training, cameras dark": rows(_dropped(results, "camera")),
         "mAP after training, LiDAR dark": rows(_dropped(results, "lidar")),
+        "parameters gone, %": rows(_gone(results, "parameters")),
+        "FLOPs gone, %": rows(_gone(results, "flops")),
     }
     regimes = list(dict.fromkeys(row.regime for row in after))
     parts = []
     for regime in regimes:
         of_regime = [row for row in after if row.regime == regime]
-        parts.append(f"### Regime: {regime}\n\n{_dense(of_regime)}\n\n" + _table("mAP after training", of_regime, True))
+        dense = _dense([row for row in after if row.regime == DENSE_OF.get(regime, regime)])
+        parts.append(f"### Regime: {regime}\n\n{dense}\n\n{_compared('mAP after training', of_regime)}")
         for title, table in others.items():
             if chosen := [row for row in table if row.regime == regime and row.method != DENSE.name]:
-                parts.append(_table(title, chosen, False))
+                parts.append(_table(title, chosen))
     commits = sorted({result.get("provenance", {}).get("commit", "")[:12] for result in results})
     hours = sum(sum(result["seconds"].values()) for result in results) / 3600
     parts.append(f"{len(results)} cells, {hours:.1f} hours of one thread each; commits {', '.join(commits)}.\n")
@@ -65,26 +73,46 @@ def _dropped(results: Sequence[Result], sensor: str) -> list[Result]:
     return [{**result, "after": result["dropped"][sensor]} for result in results if sensor in result.get("dropped", {})]
 
 
+def _gone(results: Sequence[Result], budget: str) -> list[Result]:
+    """The cells whose network was compacted, the share that went in place of the metric."""
+    return [{**result, "after": {"mean_ap": result["reached"][budget]}} for result in results if result.get("reached")]
+
+
 def _dense(found: Sequence[Row]) -> str:
     dense = [row for row in found if row.method == DENSE.name]
     return f"Not pruned, same training: mAP {_cell(dense[0])}." if dense else "The dense network has not been run yet."
 
 
-def _table(title: str, found: Sequence[Row], compare: bool) -> str:
+def _compared(title: str, found: Sequence[Row]) -> str:
+    """The regime's main table: also how far its leading method is ahead, and the paper's numbers."""
+    regime = found[0].regime
+    leader = LEADER.get(regime, OWN)
+    what, paper = ("30 and 50", PAPER_STRUCTURED) if regime == "structured" else ("80 and 90", PAPER)
+    by_place = {(row.method, row.ratio): row for row in found}
+    ratios = _ratios(found)
+    extra = {f"{100 * r:g} %: {leader} ahead by": lambda m, r=r: _ahead(by_place.get((leader, r)), by_place.get((m, r)))
+             for r in ratios}  # fmt: skip
+    extra[f"paper, {what} %"] = lambda method: " and ".join(f"{value:.1f}" for value in paper.get(method, ()))
+    return _table(title, found, extra)
+
+
+def _table(title: str, found: Sequence[Row], extra: Mapping[str, Callable[[str], str]] | None = None) -> str:
+    """A row per method, a column per ratio, and the extra columns: title -> (method -> text)."""
+    extra = extra or {}
     pruned = [row for row in found if row.method != DENSE.name]
-    ratios = sorted({row.ratio for row in pruned})
-    heads = [f"{100 * ratio:g} %" for ratio in ratios]
-    if compare:
-        heads += [f"{100 * ratio:g} %: {OWN} ahead by" for ratio in ratios] + ["paper, 80 and 90 %"]
+    ratios = _ratios(pruned)
+    heads = [*(f"{100 * ratio:g} %" for ratio in ratios), *extra]
     lines = [f"| {title} | {' | '.join(heads)} |", "|" + "---|" * (1 + len(heads))]
     by_place = {(row.method, row.ratio): row for row in pruned}
     for method in dict.fromkeys(row.method for row in pruned):
         cells = [_cell(by_place.get((method, ratio))) for ratio in ratios]
-        if compare:
-            cells += [_ahead(by_place.get((OWN, r)), by_place.get((method, r))) for r in ratios]
-            cells.append(" and ".join(f"{value:.1f}" for value in PAPER.get(method, ())))
+        cells += [text(method) for text in extra.values()]
         lines.append(f"| {method} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def _ratios(found: Sequence[Row]) -> list[float]:
+    return sorted({row.ratio for row in found if row.method != DENSE.name})
 
 
 def _cell(row: Row | None) -> str:
