@@ -22,8 +22,10 @@ from fastalter.structure.settle import settle
 from fastalter.structure.trace import Labelled, Trace, Tracing, plain
 from fastalter.structure.trial import failing_sets
 
+IN_TREE = "fastalter.models."
 
-def find_groups(model: FusionModel | nn.Module, batch: Any, *, trial: bool = True) -> ChannelGroups:
+
+def find_groups(model: FusionModel | nn.Module, batch: Any, *, trial: bool | None = None) -> ChannelGroups:
     """The channel groups of a network, from one forward pass in eval mode and a trial.
 
     Args:
@@ -31,7 +33,8 @@ def find_groups(model: FusionModel | nn.Module, batch: Any, *, trial: bool = Tru
             items, where it is a tuple), and whose channels are all of the branch "fusion".
         batch: what the loss takes. One sample will do; its size matters for `ChannelGroups.flops` alone.
         trial: also compact the network once, and run it: what cannot leave after all, because the code has its width
-            in a number, say, is found and stays. Costs two forward passes, and one a set where something fails.
+            in a number, say, is found and stays. Costs two forward passes, and two a set where something fails. None
+            leaves it out for in-tree networks, which the tests have tried.
 
     Returns:
         ChannelGroups. What leaves the network (predictions) and what mixes channels in a way that the tracer has no
@@ -42,6 +45,8 @@ def find_groups(model: FusionModel | nn.Module, batch: Any, *, trial: bool = Tru
     """
     fusion = model if isinstance(model, FusionModel) else FusionModel(model, {}, {}, _call)
     trace = Trace(fusion.model)
+    if trial is None:
+        trial = not type(fusion.model).__module__.startswith(IN_TREE)
     with preserved(fusion.model), torch.no_grad(), _plain_attention():
         fusion.model.eval()
         _run_labelled(trace, fusion, batch)

@@ -172,6 +172,10 @@ def test_pixel_shuffle_joins_what_one_channel_is_woven_from():
     groups = find_groups(net, image())
     assert at(groups, "a.weight", 0) == [0, 0, 0, 0, 1, 1, 1, 1]
     assert at(groups, "b.weight", 1) == [0, 1]
+    there_and_back = Net(
+        lambda n, x: n.b(F.pixel_unshuffle(F.relu(F.pixel_shuffle(n.a(x), 2)), 2)), a=conv(3, 8), b=conv(8, 2)
+    )
+    assert at(find_groups(there_and_back, image()), "b.weight", 1) == [0, 0, 0, 0, 1, 1, 1, 1]
 
 
 def test_a_channel_shuffle_keeps_its_parts_of_one_size():

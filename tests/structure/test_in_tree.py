@@ -154,6 +154,13 @@ def test_the_coupled_places_of_the_fusion_network():
     )
 
 
+def test_the_trial_finds_nothing_that_the_trace_did_not_see():
+    model, batch, groups = problem("bevfusion-tiny-resnet")
+    tried = find_groups(adapt(model), batch, trial=True)
+    assert tried.layout.to_json() == groups.layout.to_json()
+    assert tried.kept == groups.kept
+
+
 def test_branches_are_those_of_the_model():
     _, _, groups = problem("bevfusion-tiny")
     assert groups.layout.branches == ["camera", "lidar", "fusion"]
