@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -17,7 +18,16 @@ from fastalter.models.neck import LSSFPN
 from fastalter.models.resnet import ResNet
 from fastalter.models.swin import SwinTransformer
 from fastalter.models.view_transform import DepthLSS, depth_image
-from tests.ground_truth import MODES, Fixture, Mode, assert_peak_close, check_module, load_fixture, needs_ground_truth
+from tests.ground_truth import (
+    GRADIENT_TOLERANCE,
+    MODES,
+    Fixture,
+    Mode,
+    assert_peak_close,
+    check_module,
+    load_fixture,
+    needs_ground_truth,
+)
 
 pytestmark = needs_ground_truth
 
@@ -87,8 +97,8 @@ CASES: dict[str, Callable[[Fixture], Case]] = {
 }
 
 LOOSER_GRADIENTS = {("mit_depth_lss", "train"): {"dtransform.0.weight": 2e-2}}
-"""All but zero by the scale invariance of batch norm (5e-3, where its neighbours reach 50). Upstream's own float32 run
-differs from its float64 run by 6e-3 of the peak, and two float32 runs by up to twice that."""
+"""All but zero by the scale invariance of batch norm (5e-3, where its neighbours reach 50): upstream's own float32 run
+differs from its float64 run by 6e-3 of the peak. In float32 it is judged by the terms that cancel, see below."""
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
@@ -99,10 +109,36 @@ differs from its float64 run by 6e-3 of the peak, and two float32 runs by up to 
 def test_module_equals_upstream(name: str, mode: Mode, dtype: torch.dtype) -> None:
     fixture = load_fixture(name)
     module, run = CASES[name](fixture)
-    observed = check_module(
-        fixture, module, run, mode=mode, dtype=dtype, gradient_tolerance=LOOSER_GRADIENTS.get((name, mode))
-    )
+    looser = LOOSER_GRADIENTS.get((name, mode), {})
+    tolerance = dict.fromkeys(looser, math.inf) if dtype == torch.float32 else looser
+    observed = check_module(fixture, module, run, mode=mode, dtype=dtype, gradient_tolerance=tolerance)
     assert observed, f"{name} compares nothing"
+    if dtype == torch.float32:
+        for key in looser:
+            expected, found = fixture.gradients(mode)[key], module.get_parameter(key).grad
+            assert found is not None
+            terms = _absolute_terms(fixture, name, key.removesuffix(".weight")).view_as(expected)
+            assert ((found.double() - expected.double()).abs() <= GRADIENT_TOLERANCE * terms).all(), key
+
+
+def _absolute_terms(fixture: Fixture, name: str, layer: str) -> Tensor:
+    """Per channel, the sum of the absolute products that the weight gradient of a 1x1 convolution of one channel sums.
+
+    In float64. They cancel, so a float32 run is right to a share of this, not of what is left of them: upstream's is
+    off by 5e-5 of it.
+    """
+    module, run = CASES[name](fixture)
+    seen: dict[str, Tensor] = {}
+
+    def watch(_: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+        seen["x"] = inputs[0]
+        output.register_hook(lambda gradient: seen.__setitem__("dy", gradient))
+
+    module.get_submodule(layer).register_forward_hook(watch)
+    check_module(
+        fixture, module, run, mode="train", dtype=torch.float64, gradient_tolerance=LOOSER_GRADIENTS[name, "train"]
+    )
+    return (seen["dy"] * seen["x"]).abs().sum((0, 2, 3))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
