@@ -46,7 +46,7 @@ def main(
     for granularity in KEPT:
         own = scores(METHODS["altermoma"], common, granularity, keep_terms=True)
         deci, reri = own.terms["deci"], own.terms["reri"]
-        found = {f"DeCI - {beta:g} ReRI": deci - beta * reri for beta in BETAS}
+        found = {f"DeCI {-beta:+g} ReRI": deci - beta * reri for beta in BETAS}
         for name in ("paper lr 0", "deci of other batches for reri"):
             found[name] = scores(METHODS[name], common, granularity).flat
         for name, score in found.items():
