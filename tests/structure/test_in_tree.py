@@ -161,6 +161,17 @@ def test_the_trial_finds_nothing_that_the_trace_did_not_see():
     assert tried.kept == groups.kept
 
 
+def test_a_compacted_network_can_lose_more_channels():
+    model, batch, groups = problem("bevfusion-tiny")
+    small = compact_model(model, random_mask(groups, 0.3, seed=8))
+    left = find_groups(adapt(small), batch)
+    stream = "encoders.camera.backbone.patch_embed.projection"
+    sizes = {entry.name: entry.size for entry in left.layout.entries}
+    assert sizes[stream] == small.get_submodule(stream).out_channels
+    assert sorted(left.layer_norms) == sorted(groups.layer_norms)
+    assert worst(small, batch, random_mask(left, 0.3, seed=9)) < 1e-12
+
+
 def test_branches_are_those_of_the_model():
     _, _, groups = problem("bevfusion-tiny")
     assert groups.layout.branches == ["camera", "lidar", "fusion"]

@@ -169,22 +169,27 @@ def layer_norm(
     *args: Any,
     **kwargs: Any,
 ) -> Any:
-    """Over channels: those that stay keep being divided by the number there was, which `nn.LayerNorm` can be told."""
+    """Over the last axis, by an `nn.LayerNorm`: of any other nothing is known."""
     value = func(value_of(input), normalized_shape, weight, bias, *args, **kwargs)
     labels = labels_of(input)
     module = trace.stack[-1] if trace.stack else None
-    if not trace.classes.varies(labels, input.dim() - 1) and len(normalized_shape) == 1:
-        short = trace.settled(labels)
-        return trace.labelled(value, short) if weight is None else _pinned(trace, labels, value, "a norm")
     if len(normalized_shape) != 1 or type(module) is not nn.LayerNorm or id(module) not in trace.paths:
         return _pinned(trace, labels, value, "a layer norm that is no nn.LayerNorm over the last axis")
+    return channel_norm(trace, trace.paths[id(module)], input, value, weight, bias)
+
+
+def channel_norm(
+    trace: Trace, path: str, input: Tensor, value: Tensor, weight: Tensor | None, bias: Tensor | None
+) -> Tensor:
+    """A layer norm at `path` over channels: those that stay go on being divided by the number that there was."""
+    labels = labels_of(input)
     channels = trace.classes.channels(labels, input.dim() - 1)
     if bool((channels == NOTHING).any()):
         return _pinned(trace, labels, value, "a layer norm over channels and other data together")
     if isinstance(input, Labelled) and input.lit:
         return _pinned(trace, labels, value, "a layer norm over channels that are not zero when they are removed")
     channels = _normed(trace, channels, [trace.name_of(weight), trace.name_of(bias)])
-    trace.layer_norms.append((trace.paths[id(module)], channels))
+    trace.layer_norms.append((path, channels))
     return trace.labelled(value, along(channels, input.dim() - 1, value.shape), lit=weight is None)
 
 

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from fastalter.fusion.weights import is_sparse_conv
 from fastalter.profiling.sparse import sparse_flops
 from fastalter.structure.labels import along
+from fastalter.structure.layers import CountedLayerNorm
 from fastalter.structure.rules.family import labels_of
+from fastalter.structure.rules.functions import channel_norm
 from fastalter.structure.trace import Exit, Trace, plain
 
 
@@ -22,6 +24,8 @@ def seen_from_outside(trace: Trace) -> dict[str, Callable[..., Any]]:
             forwards[path] = _multihead(trace, path, module)
         elif is_sparse_conv(module):
             forwards[path] = _sparse(trace, path, module)
+        elif isinstance(module, CountedLayerNorm):
+            forwards[path] = _counted(trace, path, module)
     return forwards
 
 
@@ -41,6 +45,18 @@ def _sparse(trace: Trace, path: str, module: Any) -> Callable[..., Any]:
         trace.add_flops(name, sparse_flops(module, source, out) / weight.numel())
         made = trace.made_by(path, name, None if module.bias is None else f"{path}.bias")
         return out.replace_feature(trace.labelled(out.features, along(made, 1, out.features.shape)))
+
+    return run
+
+
+def _counted(trace: Trace, path: str, module: CountedLayerNorm) -> Callable[..., Any]:
+    """The norm of a network that was compacted before: more of its channels can leave."""
+    forward = module.forward
+
+    def run(x: Tensor) -> Tensor:
+        with trace.off():
+            value = forward(plain(x))
+        return channel_norm(trace, path, x, value, module.weight, module.bias)
 
     return run
 
