@@ -14,6 +14,8 @@ from recipes.experiment.__main__ import RESULTS
 from recipes.experiment.page import PAGE, write_block
 
 BEGIN, END = "<!-- experiment: begin -->", "<!-- experiment: end -->"
+ORDER = ("trained", "trained longer", "at load", "structured")
+"""Of the regimes on the page."""
 OWN = "modalfisher"
 LEADER = {"structured": "altermoma"}
 """By regime, the method whose lead over each other one is shown; OWN where nothing else is said."""
@@ -53,7 +55,8 @@ def block(results: Sequence[Result]) -> str:
         "parameters gone, %": rows(_gone(results, "parameters")),
         "FLOPs gone, %": rows(_gone(results, "flops")),
     }
-    regimes = list(dict.fromkeys(row.regime for row in after))
+    there = dict.fromkeys(row.regime for row in after)
+    regimes = sorted(there, key=lambda regime: ORDER.index(regime) if regime in ORDER else len(ORDER))
     parts = []
     for regime in regimes:
         of_regime = [row for row in after if row.regime == regime]
@@ -64,7 +67,9 @@ def block(results: Sequence[Result]) -> str:
                 parts.append(_table(title, chosen))
     commits = sorted({result.get("provenance", {}).get("commit", "")[:12] for result in results})
     hours = sum(sum(result["seconds"].values()) for result in results) / 3600
-    parts.append(f"{len(results)} cells, {hours:.1f} hours of one thread each; commits {', '.join(commits)}.\n")
+    parts.append(
+        f"{len(results)} cells, {hours:.1f} hours of wall time, much of it beside other work; commits {', '.join(commits)}.\n"
+    )
     return "\n".join(parts)
 
 
