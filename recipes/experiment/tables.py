@@ -67,9 +67,8 @@ def block(results: Sequence[Result]) -> str:
                 parts.append(_table(title, chosen))
     commits = sorted({result.get("provenance", {}).get("commit", "")[:12] for result in results})
     hours = sum(sum(result["seconds"].values()) for result in results) / 3600
-    parts.append(
-        f"{len(results)} cells, {hours:.1f} hours of wall time, much of it beside other work; commits {', '.join(commits)}.\n"
-    )
+    time = f"{hours:.1f} hours of wall time, much of it beside other work"
+    parts.append(f"{len(results)} cells, {time}; commits {', '.join(commits)}.\n")
     return "\n".join(parts)
 
 
