@@ -364,6 +364,25 @@ def test_an_attribute_that_nothing_goes_by_ties_nothing_down():
     assert sets(groups) == {"a": 4, "c": 4}
 
 
+def test_what_is_picked_along_places_keeps_its_channels_apart():
+    def run(n: Any, x: Tensor) -> Tensor:
+        x = n.a(x).flatten(2)  # [1, 4, 36]
+        highest = x.max(2).values + x.amax(2) + x.sort(2).values[..., -1] + x.topk(3, 2).values.sum(2)
+        first = x.argmax(2)  # one place a channel
+        there = x.gather(2, first[..., None])[..., 0]
+        return n.b(highest + there + x[:, :, (x.sum(1) > 0)[0].long().argmax()])
+
+    groups = find_groups(Net(run, a=conv(3, 4), b=nn.Linear(4, 2)), image(), trial=False)
+    assert "sum over channels" in reasons(groups)["a"]  # of the last term alone
+
+    def apart(n: Any, x: Tensor) -> Tensor:
+        x = n.a(x).flatten(2)
+        picked = x.gather(2, x.argmax(2)[..., None])[..., 0]
+        return n.b(x.max(2).values + x.sort(2).values[..., -1] + x.topk(3, 2).values.sum(2) + picked)
+
+    assert sets(find_groups(Net(apart, a=conv(3, 4), b=nn.Linear(4, 2)), image())) == {"a": 4}
+
+
 def test_a_group_norm_loses_whole_groups():
     net = Net(lambda n, x: n.b(F.relu(n.norm(n.a(x)))), a=conv(3, 6), norm=nn.GroupNorm(3, 6), b=conv(6, 2))
     groups = find_groups(net, image())
@@ -406,6 +425,10 @@ def test_a_layer_that_runs_twice_joins_what_it_reads():
         (lambda n, x: n.b(torch.cat([n.a(x)[:, :3], n.a(x)[:, 3:]], 1)), "it is cut at a fixed place, in Net"),
         (lambda n, x: n.b(torch.linalg.qr(n.a(x))[0]), "no rule says what aten.linalg_qr does to channels, in Net"),
         (lambda n, x: n.b(n.a(x).roll(1, 1)), "its channels are rolled, in Net"),
+        (lambda n, x: n.b(n.a(x).sort(1).values), "sort over channels, in Net"),
+        (lambda n, x: n.b(n.a(x).topk(4, 1).values), "topk over channels, in Net"),
+        (lambda n, x: n.b(n.a(x) * n.a(x).max(1, keepdim=True).values), "max over channels, in Net"),
+        (lambda n, x: n.b(n.a(x) * n.a(x).argmax(1, keepdim=True)), "argmax over channels, in Net"),
     ],
 )
 def test_what_mixes_channels_stays_with_the_reason(run, why):

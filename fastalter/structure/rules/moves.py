@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastalter.fusion.tree import map_tensors
 from fastalter.structure.conditions import Divided, Numbered, Size
 from fastalter.structure.labels import NOTHING, rows_along, simplified, strip
 from fastalter.structure.rules.family import Rule, as_labels, aten, labels_of
 from fastalter.structure.rules.pointwise import meet
-from fastalter.structure.trace import Labelled, Trace
+from fastalter.structure.trace import Labelled, Trace, plain
 
 COUNTING = re.compile(r"head|dim|chan|width|plane|feat|embed|hidden|inner|group|bins|class", re.IGNORECASE)
 """Attributes by whose name a user's module counts channels or heads, which a reshape or a split then reads."""
@@ -130,7 +131,8 @@ def _slice(trace: Trace, func: Any, args: Any, kwargs: Any, value: Tensor) -> Te
 
 def _numbered(trace: Trace, func: Any, args: Any, kwargs: Any, value: Any) -> Any:
     """Positions of an axis are read by number: channels along it would change theirs."""
-    found = func(*as_labels(args), **as_labels(kwargs))
+    where = [plain(arg) for arg in args[1:]]  # an index may have labels itself, of the data it was made from
+    found = func(labels_of(args[0]), *map_tensors(where, Tensor.cpu), **kwargs)
     for dim in _read_axes(func, args):
         rows = rows_along(args[0].labels, dim).amax(1)
         if len(rows) > 1:
@@ -249,7 +251,7 @@ def _copy(trace: Trace, func: Any, args: Any, kwargs: Any) -> Any:
 
 
 def _index_put(trace: Trace, func: Any, args: Any, kwargs: Any) -> Any:
-    target, indices, source = args[:3]
+    target, indices, source = args[0], plain(args[1]), args[2]
     if not isinstance(target, Labelled):
         trace.pin(trace.settled(labels_of(source)), "it is written into a tensor that nothing is known of")
         return func(target, indices, source.value, *args[3:], **kwargs)

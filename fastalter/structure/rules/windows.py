@@ -97,8 +97,9 @@ def along_one(trace: Trace, func: Any, args: Any, kwargs: Any, value: Any) -> An
     return _united_along(trace, short, dim).expand(out.shape)
 
 
-def _sorted_stable(trace: Trace, func: Any, args: Any, kwargs: Any, value: Any) -> Any:
-    return along_one(trace, func, args[:1], {"dim": kwargs.get("dim", -1)}, value)
+def _places(trace: Trace, func: Any, args: Any, kwargs: Any, value: Any) -> None:
+    """Where the largest is: numbers, which have no channels."""
+    _reduced(trace, func, args, kwargs, value)
 
 
 def _gated(trace: Trace, func: Any, args: Any, kwargs: Any, value: Tensor) -> Tensor:
@@ -139,13 +140,14 @@ RULES: dict[Any, Rule] = {
         _over_space,
     ),
     **dict.fromkeys(
-        aten("mean sum amax amin prod var std var_mean linalg_vector_norm norm logsumexp any all"), _reduced
+        aten("mean sum amax amin max min median prod var std var_mean linalg_vector_norm norm logsumexp any all"),
+        _reduced,
     ),
     **dict.fromkeys(
-        aten("_softmax softmax _log_softmax log_softmax cumsum cumprod topk max min cummax cummin logcumsumexp"),
+        aten("_softmax softmax _log_softmax log_softmax cumsum cumprod topk sort cummax cummin logcumsumexp"),
         along_one,
     ),
-    **dict.fromkeys(aten("sort"), _sorted_stable),
+    **dict.fromkeys(aten("argmax argmin"), _places),
     **dict.fromkeys(aten("glu"), _gated),
     **dict.fromkeys(aten("_embedding_bag _embedding_bag_forward_only"), _embedding_bag),
     **dict.fromkeys(aten("index_add index_add_ scatter_add scatter_add_ index_copy index_copy_"), _index_add),
