@@ -141,9 +141,9 @@ def _gate(
 
 def _kept(trace: Trace, numbering: _Numbering) -> list[Kept]:
     found: dict[tuple[str, str], int] = {}
-    made = {name: (exit.layer, exit.ids) for name, exit in trace.exits.items()}
-    passed = {name: (name.rpartition(".")[0], ids) for name, ids in trace.passes.items()}
-    for layer, ids in [*made.values(), *passed.values()]:
+    made = [(exit.layer, exit.ids) for exit in trace.exits.values()]
+    passed = [(name.rpartition(".")[0], ids) for name, ids in trace.passes.items()]
+    for layer, ids in made + passed:
         for root, group in zip(trace.classes.of(ids).tolist(), numbering.of(ids).tolist(), strict=True):
             if group == FIXED:
                 place = (layer, numbering.reasons.get(root, "no layer makes what passes it"))

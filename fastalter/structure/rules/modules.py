@@ -67,9 +67,8 @@ def _multihead(trace: Trace, path: str, module: nn.MultiheadAttention) -> Callab
 
     def run(*args: Any, **kwargs: Any) -> Any:
         given = dict(zip(("query", "key", "value"), args, strict=False)) | kwargs
-        query, key = given["query"], given.get("key", given.get("memory"))
-        key = args[1] if key is None and len(args) > 1 else key
-        inputs = [t for t in (query, key, given.get("value")) if isinstance(t, Tensor)]
+        named = (given["query"], given.get("key", given.get("memory")), given.get("value"))
+        inputs = [tensor for tensor in named if isinstance(tensor, Tensor)]
         with trace.off():
             out = forward(*plain(args), **plain(kwargs))
         attended = out[0] if isinstance(out, tuple) else out

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fastalter.structure.labels import NOTHING, common_shape, nothing, simplified, strip
 from fastalter.structure.rules.family import Rule, aten, labels_of
+from fastalter.structure.rules.pointwise import meet
 from fastalter.structure.trace import Trace, plain
 
 
@@ -59,22 +60,16 @@ def _contracted(trace: Trace, left: Tensor, right: Tensor, shape: torch.Size) ->
 
 
 def _bmm(trace: Trace, func: Any, args: Any, kwargs: Any, value: Tensor) -> Tensor:
-    left, right = labels_of(args[-2]), labels_of(args[-1])
-    labels = product(trace, left, right)
-    if len(args) == 3:  # baddbmm: what is added meets the result
-        from fastalter.structure.rules.pointwise import meet
-
-        return meet(trace, [labels, labels_of(args[0])], value.shape)
-    return labels
+    return _added(trace, product(trace, labels_of(args[-2]), labels_of(args[-1])), args, value)
 
 
 def _mm(trace: Trace, func: Any, args: Any, kwargs: Any, value: Tensor) -> Tensor:
-    labels = product(trace, labels_of(args[-2])[None], labels_of(args[-1])[None])[0]
-    if len(args) == 3:
-        from fastalter.structure.rules.pointwise import meet
+    return _added(trace, product(trace, labels_of(args[-2])[None], labels_of(args[-1])[None])[0], args, value)
 
-        return meet(trace, [labels, labels_of(args[0])], value.shape)
-    return labels
+
+def _added(trace: Trace, labels: Tensor, args: Any, value: Tensor) -> Tensor:
+    """Of three arguments (baddbmm, addmm) the first meets the product."""
+    return meet(trace, [labels, labels_of(args[0])], value.shape) if len(args) == 3 else labels
 
 
 def attention(trace: Trace, func: Any, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
