@@ -36,8 +36,8 @@ from fastalter.models.bevfusion import BEVFusion
 from fastalter.profiling import count_flops
 from fastalter.structure.arena import magnitudes
 from fastalter.structure.budget import select_channels
-from fastalter.structure.compact import compact_model
-from fastalter.structure.find import find_groups
+from fastalter.structure.compaction.compact import compact_model
+from fastalter.structure.grouping.find import find_groups
 from fastalter.structure.groups import ChannelGroups
 from fastalter.structure.mask import ChannelMask
 from fastalter.training.recalibrate import recalibrate

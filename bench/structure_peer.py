@@ -22,8 +22,8 @@ from fastalter.models.bevfusion import BEVFusion
 from fastalter.models.resnet import ResNet
 from fastalter.structure.arena import magnitudes
 from fastalter.structure.budget import select_channels
-from fastalter.structure.compact import compact_model
-from fastalter.structure.find import find_groups
+from fastalter.structure.compaction.compact import compact_model
+from fastalter.structure.grouping.find import find_groups
 
 HINT = "torch-pruning is not installed: pip install '.[peers]'"
 

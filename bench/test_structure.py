@@ -20,8 +20,8 @@ from fastalter.models import build
 from fastalter.models.bevfusion import BEVFusion
 from fastalter.profiling import count_flops
 from fastalter.structure.budget import select_channels
-from fastalter.structure.compact import compact_model
-from fastalter.structure.find import find_groups
+from fastalter.structure.compaction.compact import compact_model
+from fastalter.structure.grouping.find import find_groups
 
 TINY = "bevfusion-tiny-resnet"
 SETTINGS: dict[str, Any] = {"ratio": 0.5, "scores": "random", "round_to": None, "rounds": 1, "seed": 3}

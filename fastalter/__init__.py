@@ -16,17 +16,17 @@ if TYPE_CHECKING:
     from fastalter.errors import FastalterError
     from fastalter.masks import Mask, Pruned, masked, prune_model
     from fastalter.scoring import score_model
-    from fastalter.structure.compact import compact_model
-    from fastalter.structure.plan import CompactionPlan
+    from fastalter.structure.compaction.compact import compact_model
+    from fastalter.structure.compaction.plan import CompactionPlan
 
 _HOME = {
-    "CompactionPlan": "fastalter.structure.plan",
+    "CompactionPlan": "fastalter.structure.compaction.plan",
     "FastalterError": "fastalter.errors",
     "Mask": "fastalter.masks",
     "Pruned": "fastalter.masks",
     "Reactivation": "fastalter.altermoma",
     "Scores": "fastalter.criteria",
-    "compact_model": "fastalter.structure.compact",
+    "compact_model": "fastalter.structure.compaction.compact",
     "masked": "fastalter.masks",
     "prune_model": "fastalter.masks",
     "score_model": "fastalter.scoring",

@@ -11,7 +11,7 @@ import typer
 from fastalter.cli import run
 from fastalter.report.compaction import show_compacted
 from fastalter.report.progress import progress_bars
-from fastalter.structure.job import CompactOptions, compact_checkpoint
+from fastalter.structure.compaction.job import CompactOptions, compact_checkpoint
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 

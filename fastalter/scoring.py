@@ -131,7 +131,7 @@ def _check_groups(channels: bool, groups: ChannelGroups | None, prunable: Prunab
 
 
 def _found(fusion: FusionModel, batches: Batches, clock: Clock) -> ChannelGroups:
-    from fastalter.structure.find import find_groups
+    from fastalter.structure.grouping.find import find_groups
 
     first = next(iter(batches), None)
     if first is None:

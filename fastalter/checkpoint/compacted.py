@@ -21,7 +21,7 @@ from fastalter.errors import CheckpointError, MaskError
 from fastalter.models.config import BEVFusionConfig
 
 if TYPE_CHECKING:
-    from fastalter.structure.plan import CompactionPlan
+    from fastalter.structure.compaction.plan import CompactionPlan
 
 SPARSE = "spconv2"
 """Sparse weights keep the models' own layout: a folded norm tells nothing of theirs any more."""
@@ -57,7 +57,7 @@ def plan_in(metadata: Mapping[str, str]) -> CompactionPlan | None:
     text = metadata.get(PLAN_KEY)
     if text is None:
         return None
-    from fastalter.structure.plan_file import plan_from_text
+    from fastalter.structure.compaction.plan_file import plan_from_text
 
     try:
         return plan_from_text(text, "its plan")

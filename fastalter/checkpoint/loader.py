@@ -23,7 +23,7 @@ from fastalter.models.config import BEVFusionConfig
 
 if TYPE_CHECKING:
     from fastalter.models.bevfusion import BEVFusion
-    from fastalter.structure.plan import CompactionPlan
+    from fastalter.structure.compaction.plan import CompactionPlan
 
 SHOWN_KEYS = 3
 

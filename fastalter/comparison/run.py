@@ -23,7 +23,7 @@ from fastalter.finetuning import finetune_model
 from fastalter.masks import Mask, prune_model
 from fastalter.report.progress import ProgressFunction
 from fastalter.scoring import score_model
-from fastalter.structure.compact import compact_model
+from fastalter.structure.compaction.compact import compact_model
 from fastalter.structure.mask import ChannelMask
 from fastalter.training.recalibrate import recalibrate
 

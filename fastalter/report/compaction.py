@@ -10,7 +10,7 @@ from rich.table import Table
 from fastalter.report.terminal import plain_console, plain_table, print_lines
 
 if TYPE_CHECKING:
-    from fastalter.structure.job import CompactRun
+    from fastalter.structure.compaction.job import CompactRun
 
 
 def show_compacted(run: CompactRun, *, as_json: bool) -> None:

@@ -16,7 +16,7 @@ from fastalter.data.example import example_batch
 from fastalter.errors import CheckpointError
 from fastalter.fusion import adapt
 from fastalter.models import build
-from fastalter.structure.find import find_groups
+from fastalter.structure.grouping.find import find_groups
 from fastalter.structure.mask import ChannelMask
 
 

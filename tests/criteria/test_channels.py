@@ -220,7 +220,7 @@ def test_groups_are_found_where_none_are_given(net: GatedNet, monkeypatch: pytes
         asked.append((fusion.model, batch))
         return groups_of(fusion.model)
 
-    monkeypatch.setattr("fastalter.structure.find.find_groups", find_groups)
+    monkeypatch.setattr("fastalter.structure.grouping.find.find_groups", find_groups)
     found = score(net, "deci", groups=None)
     assert torch.equal(found.flat, score(net, "deci").flat)
     assert asked == [(net, BATCHES[0])]

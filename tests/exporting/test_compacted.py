@@ -16,8 +16,8 @@ from fastalter.models import build, config_of
 from fastalter.models.bevfusion import BEVFusion
 from fastalter.models.config import SwinConfig
 from fastalter.structure.budget import select_channels
-from fastalter.structure.compact import compact_model
-from fastalter.structure.find import find_groups
+from fastalter.structure.compaction.compact import compact_model
+from fastalter.structure.grouping.find import find_groups
 
 
 def compacted(name: str) -> tuple[BEVFusion, BEVFusion]:

@@ -11,10 +11,10 @@ from torch import nn
 from fastalter import ops
 from fastalter.errors import MaskError, ModelError, TrainingError
 from fastalter.masks import prune_model
-from fastalter.structure.compact import compact_model
-from fastalter.structure.find import find_groups
+from fastalter.structure.compaction.compact import compact_model
+from fastalter.structure.compaction.plan import CompactionPlan
+from fastalter.structure.grouping.find import find_groups
 from fastalter.structure.mask import ChannelMask
-from fastalter.structure.plan import CompactionPlan
 from tests.masks.nets import net_and_mask
 from tests.structure.compact_nets import NETS, Flags, build, random_flags, regrouped, zeroed
 

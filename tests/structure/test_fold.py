@@ -12,10 +12,10 @@ from torch import nn
 from fastalter import models as in_tree
 from fastalter.errors import ModelError
 from fastalter.models.spconv_border import spconv
-from fastalter.structure.compact import compact_model
-from fastalter.structure.fold import fold_norms
-from fastalter.structure.job import probe
-from fastalter.structure.plan import CompactionPlan
+from fastalter.structure.compaction.compact import compact_model
+from fastalter.structure.compaction.fold import fold_norms
+from fastalter.structure.compaction.job import probe
+from fastalter.structure.compaction.plan import CompactionPlan
 from tests.structure.compact_nets import Flags, build
 
 EXACT = {"rtol": 1e-10, "atol": 1e-10}

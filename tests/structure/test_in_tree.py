@@ -14,7 +14,7 @@ from fastalter.data import Batch, load
 from fastalter.fusion import adapt, find_weights
 from fastalter.masks import masked
 from fastalter.structure import FIXED, ChannelGroups, find_groups
-from fastalter.structure.compact import compact_model
+from fastalter.structure.compaction.compact import compact_model
 from fastalter.structure.mask import ChannelMask
 
 TINY = ["bevfusion-tiny", "bevfusion-tiny-resnet"]

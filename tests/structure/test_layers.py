@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from fastalter.errors import ModelError
-from fastalter.structure.layers import CompactAttention, CountedLayerNorm
+from fastalter.structure.compaction.layers import CompactAttention, CountedLayerNorm
 
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
 

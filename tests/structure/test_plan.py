@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from fastalter.errors import MaskError, ModelError
-from fastalter.structure.compact import compact_model
-from fastalter.structure.cut import Cut, cut_all
-from fastalter.structure.plan import CompactionPlan
-from fastalter.structure.planner import revived
+from fastalter.structure.compaction.compact import compact_model
+from fastalter.structure.compaction.cut import Cut, cut_all
+from fastalter.structure.compaction.plan import CompactionPlan
+from fastalter.structure.compaction.planner import revived
 from tests.structure.compact_nets import NETS, Flags, build, random_flags, regrouped
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fastalter.masks import masked
 from fastalter.structure import ChannelGroups, find_groups
-from fastalter.structure.compact import compact_model
+from fastalter.structure.compaction.compact import compact_model
 from fastalter.structure.mask import ChannelMask
 
 IMAGE = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from fastalter.fusion.tree import tensors
 from fastalter.masks import masked
-from fastalter.structure.compact import compact_model, plan_of
-from fastalter.structure.find import find_groups
+from fastalter.structure.compaction.compact import compact_model, plan_of
+from fastalter.structure.compaction.plan import CompactionPlan
+from fastalter.structure.grouping.find import find_groups
 from fastalter.structure.groups import FIXED, ChannelGroups
 from fastalter.structure.mask import ChannelMask
-from fastalter.structure.plan import CompactionPlan
 from tests.structure.zoo import KINDS, SETTINGS, Network, Part, Spec, build, specs
 from tests.structure.zoo_known import HALVES, KNOWN
 

@@ -20,7 +20,7 @@ from fastalter.fusion import adapt
 from fastalter.masks import masked
 from fastalter.models import build
 from fastalter.profiling.job import ProfileOptions, profile_checkpoint
-from fastalter.structure.find import find_groups
+from fastalter.structure.grouping.find import find_groups
 from fastalter.structure.mask import ChannelMask
 from tests.masks.nets import net_and_mask
 

@@ -19,8 +19,8 @@ from fastalter.profile import main
 from fastalter.profiling import Part, parts_of
 from fastalter.profiling.job import _network, _Sum
 from fastalter.profiling.measure import Times, measure_times, peak_memory
-from fastalter.structure.compact import compact_model, plan_of
-from fastalter.structure.find import find_groups
+from fastalter.structure.compaction.compact import compact_model, plan_of
+from fastalter.structure.grouping.find import find_groups
 from fastalter.structure.mask import ChannelMask
 
 QUICK = ["--rounds", "2", "--warmup", "1"]

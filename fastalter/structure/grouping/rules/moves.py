@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from fastalter.fusion.tree import map_tensors
-from fastalter.structure.conditions import Divided, Numbered, Size
-from fastalter.structure.labels import NOTHING, rows_along, simplified, strip
-from fastalter.structure.rules.family import Rule, as_labels, aten, labels_of
-from fastalter.structure.rules.pointwise import meet
-from fastalter.structure.trace import Labelled, Trace, plain
+from fastalter.structure.grouping.conditions import Divided, Numbered, Size
+from fastalter.structure.grouping.labels import NOTHING, rows_along, simplified, strip
+from fastalter.structure.grouping.rules.family import Rule, as_labels, aten, labels_of
+from fastalter.structure.grouping.rules.pointwise import meet
+from fastalter.structure.grouping.trace import Labelled, Trace, plain
 
 COUNTING = re.compile(r"head|dim|chan|width|plane|feat|embed|hidden|inner|group|bins|class", re.IGNORECASE)
 """Attributes by whose name a user's module counts channels or heads, which a reshape or a split then reads."""

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from fastalter.fusion.tree import tensors
 from fastalter.masks import masked
+from fastalter.structure.compaction.plan import CompactionPlan
 from fastalter.structure.groups import ChannelGroups
 from fastalter.structure.mask import ChannelMask
-from fastalter.structure.plan import CompactionPlan
 
 TOLERANCE = {False: 1e-3, True: 1e-9}
 """Of an output's largest value, in float64 the smaller one: a hundred times what rounding does."""

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from fastalter.data import Batch
     from fastalter.models.bevfusion import BEVFusion
     from fastalter.models.config import BEVFusionConfig
+    from fastalter.structure.compaction.plan import CompactionPlan
     from fastalter.structure.groups import ChannelGroups
     from fastalter.structure.mask import ChannelMask
-    from fastalter.structure.plan import CompactionPlan
 
 
 @dataclass(frozen=True)
@@ -90,8 +90,8 @@ def compact_checkpoint(
     )
     from fastalter.altermoma import Clock
     from fastalter.checkpoint import load_checkpoint
-    from fastalter.structure.compact import compact_model, plan_of
-    from fastalter.structure.fold import fold_norms
+    from fastalter.structure.compaction.compact import compact_model, plan_of
+    from fastalter.structure.compaction.fold import fold_norms
 
     clock = Clock()
     with clock.step("read mask", progress):
@@ -142,7 +142,7 @@ def sizes_of(model: BEVFusion, small: BEVFusion, groups: ChannelGroups, kept: Te
     """Branch -> learned parameters and channel groups, before and after; kept: bool [G]."""
     from fastalter.fusion import adapt, find_weights
     from fastalter.fusion.weights import branch_counts
-    from fastalter.structure.planner import revived
+    from fastalter.structure.compaction.planner import revived
 
     before, after = (branch_counts(fusion, find_weights(fusion)) for fusion in (adapt(model), adapt(small)))
     stay = revived(groups, kept)

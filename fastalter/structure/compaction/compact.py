@@ -13,9 +13,9 @@ from torch.optim import Optimizer
 from fastalter.errors import MaskError, ModelError, TrainingError
 from fastalter.fusion.adapt import FusionModel
 from fastalter.masks.places import COMPILED
-from fastalter.structure.cut import Cut, cut_all
+from fastalter.structure.compaction.cut import Cut, cut_all
+from fastalter.structure.compaction.plan import CompactionPlan, named_tensors
 from fastalter.structure.groups import ChannelGroups
-from fastalter.structure.plan import CompactionPlan, named_tensors
 
 Network = TypeVar("Network", bound=nn.Module)
 

@@ -17,10 +17,10 @@ from typing import Any
 
 from torch import Tensor
 
-from fastalter.structure.rules import functions, moves, pointwise, products, windows
-from fastalter.structure.rules.family import Rule, arguments, first_labelled
-from fastalter.structure.rules.lit import is_lit
-from fastalter.structure.trace import Labelled, Trace, plain
+from fastalter.structure.grouping.rules import functions, moves, pointwise, products, windows
+from fastalter.structure.grouping.rules.family import Rule, arguments, first_labelled
+from fastalter.structure.grouping.rules.lit import is_lit
+from fastalter.structure.grouping.trace import Labelled, Trace, plain
 
 _RULES: dict[Any, Rule] = {**moves.RULES, **windows.RULES, **products.RULES}
 

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from fastalter.fusion.tree import map_tensors
-from fastalter.structure.conditions import Condition
-from fastalter.structure.labels import NOTHING, Classes, strip
+from fastalter.structure.grouping.conditions import Condition
+from fastalter.structure.grouping.labels import NOTHING, Classes, strip
 
 
 class Labelled(torch.Tensor):
@@ -54,7 +54,7 @@ class Labelled(torch.Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
-        from fastalter.structure.rules import apply
+        from fastalter.structure.grouping.rules import apply
 
         return apply(func, args, kwargs or {})
 
@@ -228,7 +228,7 @@ class Tracing(TorchFunctionMode):
         self.trace = trace
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        from fastalter.structure.rules.functions import FACTORIES, FUNCTIONS, PLAIN, canvas
+        from fastalter.structure.grouping.rules.functions import FACTORIES, FUNCTIONS, PLAIN, canvas
 
         kwargs = kwargs or {}
         if self.trace.suspended or getattr(func, "__name__", "") == "__get__":  # x.shape, x.dtype

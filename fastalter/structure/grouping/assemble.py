@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from fastalter.altermoma.arena import Entry, Layout
 from fastalter.fusion.adapt import FusionModel
 from fastalter.fusion.weights import branch_of, default_prunable
+from fastalter.structure.grouping.labels import NOTHING
+from fastalter.structure.grouping.trace import Exit, Trace
 from fastalter.structure.groups import FIXED, Axis, ChannelGroups, Count, Gate, Kept
-from fastalter.structure.labels import NOTHING
-from fastalter.structure.trace import Exit, Trace
 
 
 def assemble(trace: Trace, fusion: FusionModel) -> ChannelGroups:

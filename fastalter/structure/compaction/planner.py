@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping
 from torch import Tensor, nn
 
 from fastalter.errors import MaskError, ModelError
-from fastalter.structure.attributes import Value, widths_of
-from fastalter.structure.cut import Cut
+from fastalter.structure.compaction.attributes import Value, widths_of
+from fastalter.structure.compaction.cut import Cut
+from fastalter.structure.compaction.layers import check_norm
+from fastalter.structure.compaction.plan import CompactionPlan, named_tensors
 from fastalter.structure.groups import Axis, ChannelGroups, stays
-from fastalter.structure.layers import check_norm
-from fastalter.structure.plan import CompactionPlan, named_tensors
 
 
 def revived(groups: ChannelGroups, kept: Tensor) -> Tensor:

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastalter.structure.labels import NOTHING, along, common_shape, nothing, strip
-from fastalter.structure.rules.family import Rule, aten, labels_of
-from fastalter.structure.trace import Trace
+from fastalter.structure.grouping.labels import NOTHING, along, common_shape, nothing, strip
+from fastalter.structure.grouping.rules.family import Rule, aten, labels_of
+from fastalter.structure.grouping.trace import Trace
 
 
 def _over_space(trace: Trace, func: Any, args: Any, kwargs: Any, value: Any) -> Tensor:

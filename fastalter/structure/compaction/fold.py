@@ -18,10 +18,10 @@ from torch.nn.modules.conv import _ConvNd
 
 from fastalter.errors import ModelError
 from fastalter.fusion.weights import is_sparse_conv
-from fastalter.structure.layers import add_bias_on_cpu
+from fastalter.structure.compaction.layers import add_bias_on_cpu
 
 if TYPE_CHECKING:
-    from fastalter.structure.plan import CompactionPlan
+    from fastalter.structure.compaction.plan import CompactionPlan
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ def fold_norms(model: nn.Module, forward: Callable[[nn.Module], object], plan: C
 
     What `forward` raises is passed on; the model is then as it was.
     """
-    from fastalter.structure.plan import CompactionPlan
-    from fastalter.structure.watch import find_folds
+    from fastalter.structure.compaction.plan import CompactionPlan
+    from fastalter.structure.compaction.watch import find_folds
 
     found = find_folds(model, forward)
     for layer, norm in found.pairs:

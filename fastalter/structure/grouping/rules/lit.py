@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from fastalter.fusion.tree import map_tensors
-from fastalter.structure.rules import moves, pointwise, products, windows
-from fastalter.structure.rules.family import Rule, arguments
-from fastalter.structure.trace import Labelled
+from fastalter.structure.grouping.rules import moves, pointwise, products, windows
+from fastalter.structure.grouping.rules.family import Rule, arguments
+from fastalter.structure.grouping.trace import Labelled
 
 _SOMETHING = (0.7, -1.3)
 """What stands for a value that nothing is known of."""

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from fastalter.errors import MaskError, ModelError
 from fastalter.masks.hold import Hold, holds_in
-from fastalter.structure.attributes import Value
-from fastalter.structure.cut import Cut, cut_all
+from fastalter.structure.compaction.attributes import Value
+from fastalter.structure.compaction.cut import Cut, cut_all
+from fastalter.structure.compaction.layers import CompactAttention, CountedLayerNorm, check_attention, check_norm
 from fastalter.structure.groups import ChannelGroups
-from fastalter.structure.layers import CompactAttention, CountedLayerNorm, check_attention, check_norm
 
 Changes = Mapping[str, Mapping[str, tuple[Value, Value]]]
 
@@ -59,7 +59,7 @@ class CompactionPlan:
         if kept.dtype != torch.bool or kept.shape != (groups.size,):
             found = f"{tuple(kept.shape)} {kept.dtype}"
             raise MaskError(f"kept is {found}, but must be bool ({groups.size},): one flag per channel group")
-        from fastalter.structure.planner import Planner
+        from fastalter.structure.compaction.planner import Planner
 
         return Planner(groups, kept.cpu(), model).plan()
 
@@ -140,7 +140,7 @@ class CompactionPlan:
             except ModelError as error:
                 raise ModelError(f"{path}: {error}") from error
         if self.folds:
-            from fastalter.structure.fold import check_pair
+            from fastalter.structure.compaction.fold import check_pair
 
             for layer, norm in self.folds:
                 check_pair(modules, layer, norm)
@@ -169,7 +169,7 @@ class CompactionPlan:
             ):
                 module.use_nested_tensor = False  # nested tensors are for torch's fast path alone
         if self.folds:
-            from fastalter.structure.fold import fold_pair
+            from fastalter.structure.compaction.fold import fold_pair
 
             for layer, norm in self.folds:
                 fold_pair(model, layer, norm)
@@ -177,20 +177,20 @@ class CompactionPlan:
 
     def to_json(self) -> dict[str, Any]:
         """The plan as plain data; see `plan_file`."""
-        from fastalter.structure.plan_file import plan_to_json
+        from fastalter.structure.compaction.plan_file import plan_to_json
 
         return plan_to_json(self)
 
     @staticmethod
     def from_json(document: object) -> CompactionPlan:
         """The inverse of `to_json`. Raises MaskError naming the key and place of what is wrong."""
-        from fastalter.structure.plan_file import plan_from_json
+        from fastalter.structure.compaction.plan_file import plan_from_json
 
         return plan_from_json(document)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the plan as a JSON file, whole or not at all."""
-        from fastalter.structure.plan_file import write_plan
+        from fastalter.structure.compaction.plan_file import write_plan
 
         write_plan(self, path)
 
@@ -201,7 +201,7 @@ class CompactionPlan:
         Raises:
             MaskError: no such file, or not a whole plan; naming the file, the key and the place.
         """
-        from fastalter.structure.plan_file import read_plan
+        from fastalter.structure.compaction.plan_file import read_plan
 
         return read_plan(path)
 

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from fastalter.artifacts import atomic_path
 from fastalter.errors import FastalterError, MaskError
-from fastalter.structure.attributes import Value
-from fastalter.structure.cut import Cut
+from fastalter.structure.compaction.attributes import Value
+from fastalter.structure.compaction.cut import Cut
 
 if TYPE_CHECKING:
-    from fastalter.structure.plan import CompactionPlan
+    from fastalter.structure.compaction.plan import CompactionPlan
 
 KIND, VERSION = "fastalter compaction plan", 1
 MAX_SIZE = 2**31
@@ -63,7 +63,7 @@ def plan_from_json(document: object) -> CompactionPlan:
     Raises:
         MaskError: naming the key and the place in it.
     """
-    from fastalter.structure.plan import CompactionPlan
+    from fastalter.structure.compaction.plan import CompactionPlan
 
     root = _mapping(document, "the plan")
     if root.get("kind") != KIND:

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from fastalter.fusion.weights import is_sparse_conv
 from fastalter.profiling.sparse import sparse_flops
-from fastalter.structure.labels import along
-from fastalter.structure.layers import CountedLayerNorm
-from fastalter.structure.rules.family import labels_of
-from fastalter.structure.rules.functions import channel_norm
-from fastalter.structure.trace import Exit, Trace, plain
+from fastalter.structure.compaction.layers import CountedLayerNorm
+from fastalter.structure.grouping.labels import along
+from fastalter.structure.grouping.rules.family import labels_of
+from fastalter.structure.grouping.rules.functions import channel_norm
+from fastalter.structure.grouping.trace import Exit, Trace, plain
 
 
 def seen_from_outside(trace: Trace) -> dict[str, Callable[..., Any]]:

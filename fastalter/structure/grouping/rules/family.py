@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from fastalter.fusion.tree import map_tensors, tensors
-from fastalter.structure.labels import nothing
-from fastalter.structure.trace import Labelled, Trace
+from fastalter.structure.grouping.labels import nothing
+from fastalter.structure.grouping.trace import Labelled, Trace
 
 Rule = Callable[[Trace, Any, Any, Any, Any], Any]
 """rule(trace, func, args, kwargs, value) -> labels of the value, None for none, a list for several tensors."""

@@ -18,7 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
 from fastalter.fusion.tree import tensors
-from fastalter.structure.fold import scale_and_shift, takes_norm
+from fastalter.structure.compaction.fold import scale_and_shift, takes_norm
 
 LOOKS = (
     *("shape", "dtype", "device", "ndim", "layout", "is_cuda", "is_sparse", "is_quantized", "is_nested", "size", "dim"),

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastalter.structure.labels import NOTHING, along, nothing
-from fastalter.structure.rules.family import labels_of
-from fastalter.structure.rules.products import attention
-from fastalter.structure.trace import Labelled, Norm, Trace, value_of
+from fastalter.structure.grouping.labels import NOTHING, along, nothing
+from fastalter.structure.grouping.rules.family import labels_of
+from fastalter.structure.grouping.rules.products import attention
+from fastalter.structure.grouping.trace import Labelled, Norm, Trace, value_of
 
 
 def owner(name: str) -> str:

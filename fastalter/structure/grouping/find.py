@@ -15,12 +15,12 @@ from fastalter.fusion.adapt import FusionModel
 from fastalter.fusion.preserve import preserved
 from fastalter.fusion.stubs import replaced_forwards
 from fastalter.fusion.tree import tensors
-from fastalter.structure.assemble import assemble, pin_sets
+from fastalter.structure.grouping.assemble import assemble, pin_sets
+from fastalter.structure.grouping.rules.modules import seen_from_outside
+from fastalter.structure.grouping.settle import settle
+from fastalter.structure.grouping.trace import Labelled, Trace, Tracing, plain
+from fastalter.structure.grouping.trial import failing_sets
 from fastalter.structure.groups import ChannelGroups
-from fastalter.structure.rules.modules import seen_from_outside
-from fastalter.structure.settle import settle
-from fastalter.structure.trace import Labelled, Trace, Tracing, plain
-from fastalter.structure.trial import failing_sets
 
 IN_TREE = "fastalter.models."
 

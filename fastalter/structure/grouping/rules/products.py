@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastalter.structure.labels import NOTHING, common_shape, nothing, simplified, strip
-from fastalter.structure.rules.family import Rule, aten, labels_of
-from fastalter.structure.rules.pointwise import meet
-from fastalter.structure.trace import Trace, plain
+from fastalter.structure.grouping.labels import NOTHING, common_shape, nothing, simplified, strip
+from fastalter.structure.grouping.rules.family import Rule, aten, labels_of
+from fastalter.structure.grouping.rules.pointwise import meet
+from fastalter.structure.grouping.trace import Trace, plain
 
 
 def product(trace: Trace, left: Tensor, right: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
-from fastalter.structure.labels import NOTHING, Classes, common_shape, strip
+from fastalter.structure.grouping.labels import NOTHING, Classes, common_shape, strip
 
 Pinned = tuple[Tensor, str]
 """Labels that have to stay, and why."""

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastalter.structure.conditions import Tie
-from fastalter.structure.labels import NOTHING, common_shape, strip
-from fastalter.structure.rules.family import Rule, arguments, aten, labels_of
-from fastalter.structure.trace import Trace
+from fastalter.structure.grouping.conditions import Tie
+from fastalter.structure.grouping.labels import NOTHING, common_shape, strip
+from fastalter.structure.grouping.rules.family import Rule, arguments, aten, labels_of
+from fastalter.structure.grouping.trace import Trace
 
 _UNTAGGED = set(
     aten(

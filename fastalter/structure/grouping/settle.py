@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastalter.structure.conditions import Size
-from fastalter.structure.labels import NOTHING
-from fastalter.structure.trace import Trace
+from fastalter.structure.grouping.conditions import Size
+from fastalter.structure.grouping.labels import NOTHING
+from fastalter.structure.grouping.trace import Trace
 
 
 def settle(trace: Trace) -> None:
