@@ -20,7 +20,8 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from fastalter.profiling.sparse import is_sparse_convolution, sparse_flops
+from fastalter.fusion.weights import is_sparse_conv
+from fastalter.profiling.sparse import sparse_flops
 
 KINDS = ("dense", "attention", "sparse")
 _BATCHED = ("bmm", "baddbmm", "_scaled_dot_product")
@@ -83,9 +84,7 @@ def _counting_sparse(model: nn.Module, flops: Counter[str]) -> Iterator[None]:
         return count
 
     handles = [
-        module.register_forward_hook(hook(path))
-        for path, module in model.named_modules()
-        if is_sparse_convolution(module)
+        module.register_forward_hook(hook(path)) for path, module in model.named_modules() if is_sparse_conv(module)
     ]
     try:
         yield

@@ -7,12 +7,7 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-
-
-def is_sparse_convolution(module: nn.Module) -> bool:
-    """Whether it is one of spconv's convolutions; known by its attributes, so that spconv need not be there."""
-    return all(hasattr(module, name) for name in ("subm", "inverse", "transposed", "kernel_size", "indice_key"))
+from torch import Tensor
 
 
 def sparse_flops(module: Any, source: Any, target: Any) -> int:

@@ -313,6 +313,16 @@ def test_a_layer_norm_over_channels_that_are_not_zero_when_removed_holds_them():
         assert sets(find_groups(run(activation), torch.randn(5, 3))) == {"a": 4}
 
 
+def test_the_logarithm_of_summed_exponentials_leaves_something_of_a_removed_channel():
+    def run(reduce: Callable[[Tensor], Tensor]) -> Net:
+        return Net(lambda n, x: n.b(n.norm(reduce(n.a(x)))), a=conv(3, 4), norm=nn.LayerNorm(4), b=nn.Linear(4, 2))
+
+    groups = find_groups(run(lambda y: y.logsumexp((2, 3))), image(), trial=False)
+    assert "not zero when they are removed" in reasons(groups)["a"]
+    for reduce in (lambda y: y.amax((2, 3)), lambda y: y.std((2, 3)), lambda y: y.mean((2, 3))):
+        assert sets(find_groups(run(reduce), image())) == {"a": 4}
+
+
 def test_a_batch_norm_without_an_affine_map_leaves_something_of_a_removed_channel():
     net = Net(
         lambda n, x: n.b(n.norm(n.plain(n.a(x)))),

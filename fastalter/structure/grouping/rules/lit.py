@@ -18,8 +18,8 @@ from fastalter.structure.grouping.trace import Labelled
 
 _SOMETHING = (0.7, -1.3)
 """What stands for a value that nothing is known of."""
-_ALWAYS = {windows.along_one}
-"""Rules of operations such as softmax, whose result of zeros is none."""
+_ALWAYS = {windows.along_one, windows.logsumexp}
+"""Rules of operations such as softmax, whose result of zeros is not zero."""
 _EITHER = set(products.RULES.values())
 """Products: one factor that is zero is enough."""
 

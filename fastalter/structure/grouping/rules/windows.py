@@ -84,6 +84,11 @@ def _reduced(trace: Trace, func: Any, args: Any, kwargs: Any, value: Any) -> Any
     return kept.expand(out.shape)
 
 
+def logsumexp(trace: Trace, func: Any, args: Any, kwargs: Any, value: Any) -> Any:
+    """As the other reductions, but of zeros it makes the logarithm of their number."""
+    return _reduced(trace, func, args, kwargs, value)
+
+
 def along_one(trace: Trace, func: Any, args: Any, kwargs: Any, value: Any) -> Any:
     """Same shape (softmax, cumulative sums) or a selection along the axis (sort, topk), by the values there."""
     labels = trace.settled(labels_of(args[0]))
@@ -140,9 +145,10 @@ RULES: dict[Any, Rule] = {
         _over_space,
     ),
     **dict.fromkeys(
-        aten("mean sum amax amin max min median prod var std var_mean linalg_vector_norm norm logsumexp any all"),
+        aten("mean sum amax amin max min median prod var std var_mean linalg_vector_norm norm any all"),
         _reduced,
     ),
+    **dict.fromkeys(aten("logsumexp"), logsumexp),
     **dict.fromkeys(
         aten("_softmax softmax _log_softmax log_softmax cumsum cumprod topk sort cummax cummin logcumsumexp"),
         along_one,
