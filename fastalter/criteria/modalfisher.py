@@ -5,6 +5,9 @@
 
 What a sensor's weights do when the other sensor is gone counts as importance. After each round the lowest go, and what
 is left is trained for a few steps before it is scored again: a weight that can take over is seen taking over.
+
+Of a channel group theta is the gate m = 1, and there is one round: what a layer is left with depends on the budget,
+which the mask brings.
 """
 
 from __future__ import annotations
@@ -16,21 +19,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastalter.altermoma import Arena, Backward, DirectPasses, Gradients, Layout, SharedPasses, Stage
+from fastalter.altermoma import Backward, DirectPasses, Gradients, SharedPasses, Stage
 from fastalter.altermoma.arena import Accumulator
 from fastalter.criteria.gradients import backward_of
 from fastalter.criteria.held import HeldTraining
-from fastalter.criteria.problem import Problem, Ranking, for_one_ratio, of_weights_alone
+from fastalter.criteria.problem import Problem, Ranking, for_one_ratio
 from fastalter.criteria.removal import Removal
 from fastalter.errors import ScoringError
 
 
-@of_weights_alone("its rounds take single weights away")
 @for_one_ratio
-def modalfisher(problem: Problem, *, rounds: int = 5, share: float = 0.2, steps: int = 10, lr: float = 1e-3) -> Ranking:
-    """Scores for the run's ratio alone: S of the last round, of what the rounds before it left.
+def modalfisher(
+    problem: Problem, *, rounds: int | None = None, share: float = 0.2, steps: int = 10, lr: float = 1e-3
+) -> Ranking:
+    """S of the last round, of what the rounds before it left: of single weights good for the run's ratio alone.
 
-    rounds  scorings; after round r (1 - ratio)^(r / rounds) of the weights are left
+    rounds  scorings; after round r (1 - ratio)^(r / rounds) of the weights are left. None: 5; of channels 1, no other
     share   in [0, 1], of the masked states in S; 0 never masks a branch and is plain Fisher importance
     steps   of training between two rounds, with nothing masked, over the batches of D in order, again and again;
             0 scores theta_init itself each time
@@ -40,13 +44,14 @@ def modalfisher(problem: Problem, *, rounds: int = 5, share: float = 0.2, steps:
         ScoringError: a setting out of range, a loss or gradient that is not finite, or a training that diverges; names
             the round.
     """
+    rounds = _rounds(rounds, problem)
     if rounds < 1 or not 0 <= share <= 1 or steps < 0 or lr <= 0:
         raise ScoringError(
             f"modalfisher: rounds={rounds}, share={share:g}, steps={steps}, lr={lr:g}; "
             "give 1 or more, between 0 and 1, 0 or more, and above 0"
         )
     backward = backward_of(problem)
-    removal = Removal(Layout.of(problem.weights, problem.fusion.branch_names), problem.options.ratio, rounds)
+    removal = Removal(problem.layout, problem.options.ratio, rounds)
     training = HeldTraining("modalfisher", problem, backward, removal)
     states = _States(problem, backward, share)
     total, done = rounds * len(problem.batches) + (rounds - 1) * steps, count(1)
@@ -69,6 +74,16 @@ def modalfisher(problem: Problem, *, rounds: int = 5, share: float = 0.2, steps:
     return Ranking(removal.layout, score, warnings=warnings)
 
 
+def _rounds(given: int | None, problem: Problem) -> int:
+    if given is None:
+        return 5 if problem.groups is None else 1
+    if not isinstance(given, int):
+        raise ScoringError(f"modalfisher: rounds is {given!r}; give an integer, such as 5")
+    if given > 1 and problem.groups is not None:
+        raise ScoringError(f"modalfisher: rounds={given}; rounds take single weights away, channels are scored once")
+    return given
+
+
 class _States:
     """Gradients at the parameters as they are: with nothing masked, and each branch masked (share > 0)."""
 
@@ -89,7 +104,7 @@ class _Importance:
     """F of every state, summed over batches."""
 
     def __init__(self, problem: Problem, removal: Removal) -> None:
-        self._arena = Arena(problem.weights, problem.fusion.branch_names)
+        self._arena = problem.arena()
         self._removal = removal
         self._squares: dict[Stage, Accumulator] = {}
 
@@ -97,7 +112,7 @@ class _Importance:
         """One batch's gradients by state."""
         for stage, found in gradients:
             if stage not in self._squares:
-                self._squares[stage] = Accumulator(self._arena.layout, self._arena.theta, skip=stage)
+                self._squares[stage] = self._arena.accumulator(skip=stage)
             self._squares[stage].add_squares(found)
 
     def score(self, share: float) -> Tensor:

@@ -49,6 +49,11 @@ class Problem:
     progress: Progress
     groups: ChannelGroups | None = None
 
+    @property
+    def layout(self) -> Layout:
+        """What is scored, in the order of the scores."""
+        return self.groups.layout if self.groups else Layout.of(self.weights, self.fusion.branch_names)
+
     def arena(self) -> Arena:
         """What is scored, and room for its gradients: the prunable weights, or a gate on every channel group."""
         if self.groups is not None:
@@ -82,11 +87,15 @@ Criterion = Callable[..., Ranking]
 
 
 def for_one_ratio(criterion: Criterion) -> Criterion:
-    """Mark a criterion whose scores are good for the run's ratio alone, since earlier removals made them."""
+    """Mark a criterion whose scores are good for the run's ratio alone, since earlier removals made them.
+
+    Only single weights are removed before the mask; scores of channels are good for every ratio.
+    """
 
     @wraps(criterion)
     def marked(problem: Problem, **settings: Any) -> Ranking:
-        return replace(criterion(problem, **settings), for_ratio=problem.options.ratio)
+        ranking = criterion(problem, **settings)
+        return ranking if problem.groups is not None else replace(ranking, for_ratio=problem.options.ratio)
 
     marked.__dict__["for_one_ratio"] = True
     return marked

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from fastalter.altermoma import Reactivation
 from fastalter.comparison import Method
-from recipes.experiment.channels import modalfisher_of_channels
 from recipes.experiment.controls import other_batches_in_place_of_reri
 
 B = 5
@@ -45,10 +44,7 @@ CONTROLS = [
 TRAINED_LONGER = [method for method in MAIN if method.name in ("deci", "snip", "prospr")]
 """The nearest to `modalfisher`, for the regime that gives them its training steps as well."""
 
-STRUCTURED = [
-    *(method for method in MAIN if method.name in ("altermoma", "deci", "prospr", "magnitude")),
-    Method("modalfisher once", modalfisher_of_channels),
-]
+STRUCTURED = [method for method in MAIN if method.name in ("altermoma", "deci", "prospr", "magnitude", "modalfisher")]
 """On channels: what the paper's structured table compares, `deci`, which is `altermoma` without ReRI, and our own."""
 
 ABLATIONS = [

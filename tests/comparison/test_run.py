@@ -22,7 +22,6 @@ from fastalter.data.synthetic.tables import TRAIN, VAL, VERSION
 from fastalter.errors import DataError
 from fastalter.evaluation import evaluate_model
 from fastalter.training import TrainOptions
-from recipes.experiment.channels import modalfisher_of_channels
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +93,7 @@ def test_sensors_are_dropped_afterwards_as_with_the_cell(common, tmp_path, metho
     assert json.dumps(run_dropped(cell, common, work)) == json.dumps(together)
 
 
-@pytest.mark.parametrize("method", [Method("magnitude", "magnitude"), Method("own", modalfisher_of_channels)])
+@pytest.mark.parametrize("method", [Method("magnitude", "magnitude"), Method("modalfisher", "modalfisher")])
 def test_where_channels_go_a_smaller_network_is_trained(common, tmp_path, method):
     cell = Cell(regime(budget="flops"), method, 0.3, 0)
     result = run_cell(cell, common, Work(tmp_path))

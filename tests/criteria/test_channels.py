@@ -25,7 +25,7 @@ from tests.structure.test_channel_mask import assert_same_groups
 
 B, LR = 2, 0.05
 BATCHES = small_batches(3)
-ON_CHANNELS = ("altermoma", "deci", "snip", "magnitude", "random", "prospr")
+ON_CHANNELS = ("modalfisher", "altermoma", "deci", "snip", "magnitude", "random", "prospr")
 NAMES = {name: name if branch == "fusion" else f"backbones.{name}" for name, (branch, _) in SETS.items()}
 
 
@@ -130,6 +130,30 @@ def test_magnitude_and_random_look_at_no_batch(net: GatedNet) -> None:
     assert first.shape == (33,)
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+
+
+def fisher(net: nn.Module, masked: str | None) -> dict[str, Tensor]:
+    """The squares of single batches' derivatives by gates, over their sum; nothing of the masked branch."""
+    found = {name: torch.zeros_like(g) for name, g in gate_gradients(net, BATCHES, masked, "train").items()}
+    for batch in BATCHES:
+        for name, derivative in gate_gradients(net, [batch], masked, "train").items():
+            found[name] += derivative**2 * (branch_of(name) != masked)
+    total = sum(float(f.sum()) for f in found.values())
+    return {name: f / total for name, f in found.items()}
+
+
+@pytest.mark.parametrize("share", [0.0, 0.2, 1.0])
+@pytest.mark.parametrize("direct", [False, True], ids=["shared", "direct"])
+def test_modalfisher_is_the_mean_square_of_single_batches_over_the_masks(
+    net: GatedNet, share: float, direct: bool
+) -> None:
+    now, *masked = (fisher(net, m) for m in (None, "camera", "lidar"))
+    scores = score(net, "modalfisher", settings={"share": share}, direct=direct)
+    assert_close(scores, {n: (1 - share) * now[n] + share * sum(m[n] for m in masked) / 2 for n in now})
+    assert "for_ratio" not in scores.metadata
+    assert scores.mask(0.5, budget="flops").metadata["method"] == "modalfisher"
+    with pytest.raises(ScoringError, match="rounds=2; rounds take single weights away, channels are scored once"):
+        score(net, "modalfisher", settings={"rounds": 2})
 
 
 class Loss(nn.Module):

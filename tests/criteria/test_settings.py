@@ -43,6 +43,7 @@ def flat_size(problem: Problem, *, power: float = 1.0, sign: int = 1) -> Ranking
         ("imp", {"steps": 0}, r"imp: .*steps=0"),
         ("imp", {"lr": 0}, r"imp: .*lr=0"),
         ("modalfisher", {"rounds": 0}, r"modalfisher: rounds=0"),
+        ("modalfisher", {"rounds": "3"}, r"modalfisher: rounds is '3'; give an integer, such as 5"),
         ("modalfisher", {"share": 1.5}, r"modalfisher: .*share=1.5"),
         ("modalfisher", {"steps": -1}, r"modalfisher: .*steps=-1"),
         ("modalfisher", {"lr": 0.0}, r"modalfisher: .*lr=0"),
