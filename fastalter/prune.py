@@ -29,6 +29,16 @@ def prune(
     min_keep: Annotated[
         str | None, typer.Option(help="With --scores: the least share (0.01) or count (1) that every layer keeps.")
     ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            help="With --scores of channels, what the ratio is of: channels, parameters or flops.",
+            show_default="channels",
+        ),
+    ] = None,
+    round_to: Annotated[
+        int | None, typer.Option(help="With --scores of channels: every layer keeps a multiple of 8 or 16.")
+    ] = None,
     mask_out: Annotated[Path | None, typer.Option(help="With --scores: write the mask here (safetensors).")] = None,
     model: Annotated[
         str | None, typer.Option(help="An architecture's name. Left out: inferred from the file's keys.")
@@ -46,6 +56,8 @@ def prune(
         scores=scores,
         ratio=ratio,
         min_keep=parse_min_keep(min_keep),
+        budget=budget,
+        round_to=round_to,
         mask_out=mask_out,
         model=model,
         force=force,

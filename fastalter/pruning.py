@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from fastalter.artifacts import sha256, source_sha256
 from fastalter.errors import MaskError
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from fastalter.checkpoint import Loaded
     from fastalter.masks import Mask
     from fastalter.models.bevfusion import BEVFusion
+    from fastalter.structure.budget import Budget
 
 DEFAULT_RATIO = 0.8
 TOLD = ("method", "model", "data", "synthetic", "seed", "checkpoint")
@@ -38,6 +39,8 @@ class PruneOptions:
     scores: Path | None = None
     ratio: float | None = None
     min_keep: float | None = None
+    budget: str | None = None
+    round_to: int | None = None
     mask_out: Path | None = None
     model: str | None = None
     force: bool = False
@@ -70,7 +73,13 @@ def check_options(options: PruneOptions) -> None:
     """Everything that can be refused without opening a file. Raises a FastalterError naming the option."""
     if (options.mask is None) == (options.scores is None):
         raise MaskError("give either --mask, or --scores with --ratio: one of the two says which weights stay")
-    of_scores = {"--ratio": options.ratio, "--min-keep": options.min_keep, "--mask-out": options.mask_out}
+    of_scores = {
+        "--ratio": options.ratio,
+        "--min-keep": options.min_keep,
+        "--budget": options.budget,
+        "--round-to": options.round_to,
+        "--mask-out": options.mask_out,
+    }
     given = [name for name, value in of_scores.items() if value is not None]
     if options.mask is not None and given:
         raise MaskError(f"{given[0]} goes with --scores; the mask of --mask is used as it is")
@@ -162,7 +171,11 @@ def _mask(options: PruneOptions) -> Mask:
     ratio = options.ratio
     if ratio is None:
         ratio = scores.metadata.get("for_ratio", DEFAULT_RATIO)  # some scores are good for one ratio alone
-    return scores.mask(ratio, min_keep=options.min_keep)
+    budget = cast("Budget | None", options.budget)
+    try:
+        return scores.mask(ratio, min_keep=options.min_keep, budget=budget, round_to=options.round_to)
+    except MaskError as error:
+        raise MaskError(f"{options.scores}: {error}") from error
 
 
 def check_origin(source: Path, mask: Mask, loaded: Loaded, *, force: bool) -> list[str]:

@@ -270,6 +270,24 @@ def test_scores_for_one_ratio_bring_it_along(scores_file, checkpoint, refused, t
     assert json.loads((tmp_path / "p.pth.json").read_text())["ratio"] == 0.7
 
 
+def test_scores_of_channels_take_a_budget_and_a_multiple(tmp_path, capsys, refused):
+    from fastalter.score import main as score
+
+    scores, out, kept = tmp_path / "s", tmp_path / "p.pth", tmp_path / "m"
+    small = ["--batches", "1", "--batch-size", "1", "--method", "magnitude", "--granularity", "channel"]
+    assert score([str(EMBEDDED), *small, "--out", str(scores)]) == 0
+    given = ["--ratio", "0.4", "--budget", "flops", "--round-to", "8"]
+    assert main([str(EMBEDDED), "--scores", str(scores), *given, "--out", str(out), "--mask-out", str(kept)]) == 0
+    mask = fastalter.Mask.load(kept)
+    assert torch.equal(mask.bits, fastalter.Scores.load(scores).mask(0.4, budget="flops", round_to=8).bits)
+    assert (mask.metadata["budget"], mask.metadata["round_to"]) == ("flops", 8)
+    model, weights = load_checkpoint(out).model, mask.weights()
+    assert all(not model.get_parameter(name)[~weights[name]].any() for name in weights)
+    capsys.readouterr()
+    assert f"{scores}: round_to is 7" in refused(EMBEDDED, "--scores", scores, "--round-to", "7")
+    assert f"{scores}: budget is 'watts'" in refused(EMBEDDED, "--scores", scores, "--budget", "watts")
+
+
 def test_the_embedded_checkpoint_from_score_to_pruned(tmp_path, capsys):
     from fastalter.score import main as score
 
@@ -350,6 +368,8 @@ def test_a_mask_that_does_not_say_where_it_is_from_is_used_with_a_note(mask_file
         (["--mask", "m", "--scores", "s"], r"give either --mask, or --scores"),
         (["--mask", "m", "--ratio", "0.5"], r"--ratio goes with --scores"),
         (["--mask", "m", "--min-keep", "0.5"], r"--min-keep goes with --scores"),
+        (["--mask", "m", "--budget", "flops"], r"--budget goes with --scores"),
+        (["--mask", "m", "--round-to", "8"], r"--round-to goes with --scores"),
         (["--mask", "m", "--mask-out", "n"], r"--mask-out goes with --scores"),
         (["--scores", "s", "--ratio", "1"], r"--ratio 1 is outside \[0, 1\): give"),
         (["--scores", "s", "--ratio", "nan"], r"--ratio nan is outside"),
