@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from fastalter.cli import run
+from fastalter.flags import Force, Json, ModelName
 from fastalter.report.compaction import show_compacted
 from fastalter.report.progress import progress_bars
 from fastalter.structure.compaction.job import CompactOptions, compact_checkpoint
@@ -26,13 +27,9 @@ def compact(
     fold_bn: Annotated[
         bool, typer.Option("--fold-bn", help="Fold batch norms into the layers before them: for deployment.")
     ] = False,
-    model: Annotated[
-        str | None, typer.Option(help="An architecture's name. Left out: inferred from the file's keys.")
-    ] = None,
-    force: Annotated[
-        bool, typer.Option("--force", help="Use a mask of another checkpoint, or one made on synthetic data.")
-    ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")] = False,
+    model: ModelName = None,
+    force: Force = False,
+    json: Json = False,
 ) -> None:
     """Cut the channels that a mask drops out of every tensor, and write a checkpoint that all verbs take."""
     options = CompactOptions(checkpoint=checkpoint, mask=mask, out=out, fold_bn=fold_bn, model=model, force=force)

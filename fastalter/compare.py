@@ -10,6 +10,7 @@ import typer
 
 from fastalter.cli import run
 from fastalter.comparison.job import CompareOptions, compare_checkpoint
+from fastalter.flags import Device, Json
 from fastalter.report.comparison import show_comparison
 from fastalter.report.progress import progress_bars
 
@@ -31,8 +32,8 @@ def compare(
     lr: Annotated[float, typer.Option(help="Peak learning rate of the fine-tuning.")] = 1e-4,
     sweeps: Annotated[int, typer.Option(help="Earlier LiDAR scans added to each sample.")] = 0,
     drop: Annotated[list[str] | None, typer.Option(help="Also without this sensor: camera, lidar, CAM_FRONT.")] = None,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")] = False,
+    device: Device = "cpu",
+    json: Json = False,
 ) -> None:
     """Compare criteria: mAP and NDS before and after fine-tuning, mean and spread over seeds."""
     options = CompareOptions(

@@ -10,6 +10,7 @@ import typer
 
 from fastalter.cli import run
 from fastalter.evaluation.job import EvaluateOptions, evaluate_checkpoint
+from fastalter.flags import Device, ImageSize, Json, ModelName
 from fastalter.report.evaluation import show_evaluation
 from fastalter.report.progress import progress_bars
 
@@ -33,18 +34,18 @@ def evaluate(
     results: Annotated[
         Path | None, typer.Option(help="A results file in nuScenes' detection layout instead of a checkpoint.")
     ] = None,
-    model: Annotated[str | None, typer.Option(help="An architecture's name. Left out: read off the file.")] = None,
+    model: ModelName = None,
     batch_size: Annotated[int, typer.Option(help="Frames in a batch.")] = DEFAULT.batch_size,
     sweeps: Annotated[int, typer.Option(help="Earlier LiDAR scans added to each frame.")] = DEFAULT.sweeps,
-    image_size: Annotated[str | None, typer.Option(help="HxW of the images. Default: the model's own.")] = None,
+    image_size: ImageSize = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for results and metrics per state; finished ones are not run again.")
     ] = None,
     work: Annotated[Path | None, typer.Option(help="Folder that keeps the synthetic dataset.")] = None,
     scenes: Annotated[int, typer.Option(help="Scenes of the synthetic dataset, four frames each.")] = DEFAULT.scenes,
     seed: Annotated[int, typer.Option(help="Seed of the synthetic dataset.")] = DEFAULT.seed,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = DEFAULT.device,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")] = False,
+    device: Device = DEFAULT.device,
+    json: Json = False,
 ) -> None:
     """Evaluate a fusion checkpoint on every frame of a split: as it is, and with each --drop sensor dark."""
     options = EvaluateOptions(

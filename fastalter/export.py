@@ -10,6 +10,7 @@ import typer
 
 from fastalter.cli import run
 from fastalter.exporting.job import ExportOptions, export_checkpoint
+from fastalter.flags import ImageSize, Json, ModelName
 from fastalter.report.export import show_export
 from fastalter.report.progress import progress_bars
 
@@ -27,11 +28,11 @@ def export(
         typer.Option(help="Of camera,fuser,decoder,head, with commas; fuser and decoder are one file. Default: all."),
     ] = None,
     opset: Annotated[int | None, typer.Option(help="ONNX opset, 18 to 23. Default: 18.")] = None,
-    model: Annotated[str | None, typer.Option(help="An architecture's name. Left out: read off the file.")] = None,
-    image_size: Annotated[str | None, typer.Option(help="HxW of the images. Default: the model's own.")] = None,
+    model: ModelName = None,
+    image_size: ImageSize = None,
     cameras: Annotated[int, typer.Option(help="Images of a sample.")] = ExportOptions.cameras,
     seed: Annotated[int, typer.Option(help="Seed of the inputs that the files are checked on.")] = ExportOptions.seed,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")] = False,
+    json: Json = False,
 ) -> None:
     """Write what CUDA-BEVFusion deploys as ONNX, under its names, each file held against torch."""
     options = ExportOptions(

@@ -10,6 +10,7 @@ import typer
 
 from fastalter.cli import run
 from fastalter.finetuning.job import FinetuneOptions, finetune_checkpoint
+from fastalter.flags import Device, ImageSize, Json
 from fastalter.report.finetuning import show_finetuned
 from fastalter.report.progress import progress_bars
 
@@ -33,13 +34,13 @@ def finetune(
     clip: Annotated[float, typer.Option(help="Largest norm of the gradient.")] = DEFAULT.clip,
     batch_size: Annotated[int, typer.Option(help="Samples in a batch.")] = DEFAULT.batch_size,
     sweeps: Annotated[int, typer.Option(help="Earlier LiDAR scans added to each sample.")] = DEFAULT.sweeps,
-    image_size: Annotated[str | None, typer.Option(help="HxW of the images. Default: the model's own.")] = None,
+    image_size: ImageSize = None,
     augment: Annotated[bool, typer.Option(help="A training augmentation of every sample, anew each pass.")] = False,
     checkpoint_every: Annotated[int, typer.Option(help="Steps between two saves.")] = DEFAULT.checkpoint_every,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from work/last.pt, bit for bit.")] = False,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = DEFAULT.device,
+    device: Device = DEFAULT.device,
     seed: Annotated[int, typer.Option(help="Seed of the order of the data and of the training.")] = DEFAULT.seed,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")] = False,
+    json: Json = False,
 ) -> None:
     """Train a pruned checkpoint with its mask held: pruned weights are exactly zero after every step."""
     options = FinetuneOptions(

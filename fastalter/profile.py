@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from fastalter.cli import run
+from fastalter.flags import Device, ImageSize, Json, ModelName
 from fastalter.profiling.job import ProfileOptions, profile_checkpoint
 from fastalter.report.profile import show_profile
 from fastalter.report.progress import progress_bars
@@ -24,20 +25,18 @@ def profile(
         list[Path] | None,
         typer.Argument(help="A checkpoint file, or two to compare. Left out: --model.", metavar="CKPT [OTHER]"),
     ] = None,
-    model: Annotated[
-        str | None, typer.Option(help="An architecture's name. With CKPT it is inferred from the file's keys.")
-    ] = DEFAULT.model,
+    model: ModelName = DEFAULT.model,
     data: Annotated[
         str | None, typer.Option(help="nuscenes:/path[:version[:split]], frames:DIR or synthetic (the default).")
     ] = DEFAULT.data,
     batch_size: Annotated[int, typer.Option(help="Samples in the batch.")] = DEFAULT.batch_size,
-    image_size: Annotated[str | None, typer.Option(help="HxW of the images. Default: the model's own.")] = None,
+    image_size: ImageSize = None,
     sweeps: Annotated[int, typer.Option(help="Earlier LiDAR scans added to each sample.")] = DEFAULT.sweeps,
     rounds: Annotated[int, typer.Option(help="Forward passes that are timed.")] = DEFAULT.rounds,
     warmup: Annotated[int, typer.Option(help="Forward passes before them.")] = DEFAULT.warmup,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = DEFAULT.device,
+    device: Device = DEFAULT.device,
     seed: Annotated[int, typer.Option(help="Seed of data and random weights.")] = DEFAULT.seed,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")] = False,
+    json: Json = False,
 ) -> None:
     """Show what every part of a fusion network costs; two checkpoints also side by side."""
     options = ProfileOptions(

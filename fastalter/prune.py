@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from fastalter.cli import run
+from fastalter.flags import Force, Json, ModelName
 from fastalter.options import parse_min_keep
 from fastalter.pruning import PruneOptions, prune_checkpoint, show_pruned
 from fastalter.report.progress import progress_bars
@@ -40,13 +41,9 @@ def prune(
         int | None, typer.Option(help="With --scores of channels: every layer keeps a multiple of 8 or 16.")
     ] = None,
     mask_out: Annotated[Path | None, typer.Option(help="With --scores: write the mask here (safetensors).")] = None,
-    model: Annotated[
-        str | None, typer.Option(help="An architecture's name. Left out: inferred from the file's keys.")
-    ] = None,
-    force: Annotated[
-        bool, typer.Option("--force", help="Use a mask of another checkpoint, or one made on synthetic data.")
-    ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")] = False,
+    model: ModelName = None,
+    force: Force = False,
+    json: Json = False,
 ) -> None:
     """Set the weights that a mask drops to zero, and write the checkpoint back in the layout it came in."""
     options = PruneOptions(

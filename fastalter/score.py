@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from fastalter.cli import run
+from fastalter.flags import Device, ImageSize, Json, ModelName
 from fastalter.options import parse_min_keep
 from fastalter.pipeline import ScoreOptions, ratio_for, score_checkpoint
 from fastalter.report.progress import progress_bars
@@ -27,9 +28,7 @@ def score(
     data: Annotated[
         str | None, typer.Option(help="nuscenes:/path[:version], frames:DIR or synthetic. Left out: synthetic.")
     ] = None,
-    model: Annotated[
-        str | None, typer.Option(help="An architecture's name. With CKPT it is inferred from the file's keys.")
-    ] = None,
+    model: ModelName = None,
     method: Annotated[str, typer.Option(help="The criterion.")] = DEFAULT.method,
     settings: Annotated[
         list[str] | None,
@@ -37,7 +36,7 @@ def score(
     ] = None,
     batches: Annotated[int, typer.Option(help="Batches scored, and steps of each reactivation.")] = DEFAULT.batches,
     batch_size: Annotated[int, typer.Option(help="Samples in a batch.")] = DEFAULT.batch_size,
-    image_size: Annotated[str | None, typer.Option(help="HxW of the images. Default: the model's own.")] = None,
+    image_size: ImageSize = None,
     sweeps: Annotated[int, typer.Option(help="Earlier LiDAR scans added to each sample.")] = DEFAULT.sweeps,
     lr: Annotated[float, typer.Option(help="Learning rate of the reactivation (plain SGD).")] = DEFAULT.lr,
     alpha: Annotated[float, typer.Option(help="Weight of DeCI.")] = DEFAULT.alpha,
@@ -67,13 +66,13 @@ def score(
     out: Annotated[Path | None, typer.Option(help="Write the scores here (safetensors).")] = None,
     mask: Annotated[Path | None, typer.Option(help="Write the mask here (safetensors).")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the kept fraction per layer here (png, pdf, svg).")] = None,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = DEFAULT.device,
+    device: Device = DEFAULT.device,
     seed: Annotated[int, typer.Option(help="Seed of random weights, data and views.")] = DEFAULT.seed,
     direct: Annotated[bool, typer.Option("--direct", help="The plain form of Algorithm 1: slow, the oracle.")] = False,
     terms: Annotated[
         bool, typer.Option("--terms", help="Keep DeCI and ReRI of every weight in the scores file (altermoma).")
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")] = False,
+    json: Json = False,
 ) -> None:
     """Score a fusion checkpoint: which weights does each sensor's branch, and the fusion, keep at the ratio?"""
     options = ScoreOptions(
