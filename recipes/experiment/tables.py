@@ -17,8 +17,7 @@ BEGIN, END = "<!-- experiment: begin -->", "<!-- experiment: end -->"
 ORDER = ("trained", "trained longer", "at load", "structured")
 """Of the regimes on the page."""
 OWN = "modalfisher"
-LEADER = {"structured": "altermoma"}
-"""By regime, the method whose lead over each other one is shown; OWN where nothing else is said."""
+"""The method whose lead over each other one is shown."""
 DENSE_OF = {"structured": "trained"}
 """Regimes whose unpruned network is that of another one: the same start, trained alike."""
 
@@ -88,13 +87,12 @@ def _dense(found: Sequence[Row]) -> str:
 
 
 def _compared(title: str, found: Sequence[Row]) -> str:
-    """The regime's main table: also how far its leading method is ahead, and the paper's numbers."""
+    """The regime's main table: also how far our own method is ahead, and the paper's numbers."""
     regime = found[0].regime
-    leader = LEADER.get(regime, OWN)
     what, paper = ("30 and 50", PAPER_STRUCTURED) if regime == "structured" else ("80 and 90", PAPER)
     by_place = {(row.method, row.ratio): row for row in found}
     ratios = _ratios(found)
-    extra = {f"{100 * r:g} %: {leader} ahead by": lambda m, r=r: _ahead(by_place.get((leader, r)), by_place.get((m, r)))
+    extra = {f"{100 * r:g} %: {OWN} ahead by": lambda m, r=r: _ahead(by_place.get((OWN, r)), by_place.get((m, r)))
              for r in ratios}  # fmt: skip
     extra[f"paper, {what} %"] = lambda method: " and ".join(f"{value:.1f}" for value in paper.get(method, ()))
     return _table(title, found, extra)
