@@ -71,7 +71,7 @@ def modalfisher(
             if removal.round < rounds and steps:
                 training.run(steps, lr, stepped)
     warnings = [] if bool(score.max() > 0) else ["no gradient reaches any weight: every score is 0"]
-    return Ranking(removal.layout, score, warnings=warnings)
+    return Ranking(removal.layout, score, details={"rounds": rounds}, warnings=warnings)
 
 
 def _rounds(given: int | None, problem: Problem) -> int:

@@ -52,7 +52,7 @@ class Problem:
     @property
     def layout(self) -> Layout:
         """What is scored, in the order of the scores."""
-        return self.groups.layout if self.groups else Layout.of(self.weights, self.fusion.branch_names)
+        return self.groups.layout if self.groups is not None else Layout.of(self.weights, self.fusion.branch_names)
 
     def arena(self) -> Arena:
         """What is scored, and room for its gradients: the prunable weights, or a gate on every channel group."""

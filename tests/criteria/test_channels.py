@@ -151,6 +151,7 @@ def test_modalfisher_is_the_mean_square_of_single_batches_over_the_masks(
     scores = score(net, "modalfisher", settings={"share": share}, direct=direct)
     assert_close(scores, {n: (1 - share) * now[n] + share * sum(m[n] for m in masked) / 2 for n in now})
     assert "for_ratio" not in scores.metadata
+    assert scores.metadata["rounds"] == 1
     assert scores.mask(0.5, budget="flops").metadata["method"] == "modalfisher"
     with pytest.raises(ScoringError, match="rounds=2; rounds take single weights away, channels are scored once"):
         score(net, "modalfisher", settings={"rounds": 2})
