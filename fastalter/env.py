@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
 
 import typer
 
 from fastalter.cli import run
+from fastalter.flags import Json
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.command()
-def env(
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
-) -> None:
+def env(json: Json = False) -> None:
     """Say what fastalter runs on here, and which implementation of each op serves CPU and CUDA tensors."""
     from fastalter.report.environment import gather, show
 

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from fastalter.cli import run
+from fastalter.flags import Json
 from fastalter.report.html import ReportOptions, write_report
 from fastalter.report.progress import progress_bars
 from fastalter.report.terminal import print_lines
@@ -32,7 +33,7 @@ def report(
     ] = None,
     comparison: Annotated[Path | None, typer.Option(help="comparison.json that compare wrote.")] = None,
     title: Annotated[str | None, typer.Option(help="The page's heading. Left out: model, method and ratio.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")] = False,
+    json: Json = False,
 ) -> None:
     """Write a report that opens in any browser without a network: each section is there when its data is given."""
     options = ReportOptions(
