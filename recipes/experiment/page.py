@@ -8,6 +8,8 @@ from fastalter.artifacts import atomic_path
 from recipes.experiment.__main__ import ROOT
 
 PAGE = ROOT / "docs" / "results.md"
+DENSE_OF = {"structured": "trained"}
+"""Regimes whose unpruned network is that of another one: the same start, trained alike."""
 
 
 def write_block(page: Path, begin: str, end: str, text: str) -> None:

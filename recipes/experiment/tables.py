@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from statistics import mean
 from typing import Annotated
 
 import typer
@@ -11,15 +12,18 @@ import typer
 from fastalter.comparison import DENSE, Result, Row, paired, read_results, rows
 from fastalter.comparison.document import write_document
 from recipes.experiment.__main__ import RESULTS
-from recipes.experiment.page import PAGE, write_block
+from recipes.experiment.page import DENSE_OF, PAGE, write_block
+from recipes.experiment.picture import draw
 
 BEGIN, END = "<!-- experiment: begin -->", "<!-- experiment: end -->"
 ORDER = ("trained", "trained longer", "at load", "structured")
 """Of the regimes on the page."""
 OWN = "modalfisher"
 """The method whose lead over each other one is shown."""
-DENSE_OF = {"structured": "trained"}
-"""Regimes whose unpruned network is that of another one: the same start, trained alike."""
+FOLDED = "<details><summary>More of this regime: NDS, before training, what stays</summary>\n\n{}\n</details>\n"
+BRANCHES = ("camera", "lidar", "fusion")
+LEADER_OF = {"trained longer": "trained"}
+"""Regimes that our own method is not run in: its lead is that of its cells in another one."""
 
 PAPER = {
     "altermoma": (67.3, 63.5),
@@ -31,15 +35,23 @@ PAPER = {
 """mAP of BEVFusion-mit on nuScenes val at 80 and 90 % (dense 67.8), AlterMOMA's Table 1."""
 PAPER_STRUCTURED = {"altermoma": (65.3, 64.5), "prospr": (64.2, 62.5), "imp": (60.8, 57.6)}
 """The same of ResNet-101 + SECOND with 30 and 50 % fewer FLOPs (dense 64.6), its Table 5."""
+PAPER_OF: Mapping[str, tuple[str, Mapping[str, tuple[float, float]]]] = {
+    "trained": ("80 and 90", PAPER),
+    "trained longer": ("", {}),
+    "at load": ("80 and 90", PAPER),
+    "structured": ("30 and 50", PAPER_STRUCTURED),
+}
+"""Regime -> what the paper's two numbers stand at, and the numbers. It prunes at load."""
 
 
 def main(
     results: Annotated[Path, typer.Option(help="The finished cells.")] = RESULTS,
     page: Annotated[Path, typer.Option(help="The page whose block is written anew.")] = PAGE,
 ) -> None:
-    """Write the block between the markers of the page, and comparison.json beside the cells."""
+    """Write the block between the markers of the page, the picture, and comparison.json beside the cells."""
     found = read_results(results)
     write_block(page, BEGIN, END, block(found))
+    draw(found)
     write_document(results / "comparison.json", found)
 
 
@@ -59,11 +71,15 @@ def block(results: Sequence[Result]) -> str:
     parts = []
     for regime in regimes:
         of_regime = [row for row in after if row.regime == regime]
-        dense = _dense([row for row in after if row.regime == DENSE_OF.get(regime, regime)])
-        parts.append(f"### Regime: {regime}\n\n{dense}\n\n{_compared('mAP after training', of_regime)}")
-        for title, table in others.items():
-            if chosen := [row for row in table if row.regime == regime and row.method != DENSE.name]:
-                parts.append(_table(title, chosen))
+        leader = [row for row in after if row.regime == LEADER_OF.get(regime, regime) and row.method == OWN]
+        parts.append(f"### Regime: {regime}\n\n{_dense(after, regime)}{_compared(of_regime, leader)}")
+        rest = [
+            _table(title, chosen)
+            for title, table in others.items()
+            if (chosen := [row for row in table if row.regime == regime and row.method != DENSE.name])
+        ]
+        rest.append(_shares([result for result in results if result["regime"] == regime]))
+        parts.append(FOLDED.format("\n".join(rest)))
     commits = sorted({result.get("provenance", {}).get("commit", "")[:12] for result in results})
     hours = sum(sum(result["seconds"].values()) for result in results) / 3600
     time = f"{hours:.1f} hours of wall time, much of it beside other work"
@@ -81,21 +97,23 @@ def _gone(results: Sequence[Result], budget: str) -> list[Result]:
     return [{**result, "after": {"mean_ap": result["reached"][budget]}} for result in results if result.get("reached")]
 
 
-def _dense(found: Sequence[Row]) -> str:
-    dense = [row for row in found if row.method == DENSE.name]
-    return f"Not pruned, same training: mAP {_cell(dense[0])}." if dense else "The dense network has not been run yet."
+def _dense(found: Sequence[Row], regime: str) -> str:
+    """A paragraph, or nothing where the table has no such network."""
+    of = DENSE_OF.get(regime, regime)
+    dense = [row for row in found if row.regime == of and row.method == DENSE.name]
+    return f"Not pruned, same training: mAP {_cell(dense[0])}.\n\n" if dense else ""
 
 
-def _compared(title: str, found: Sequence[Row]) -> str:
-    """The regime's main table: also how far our own method is ahead, and the paper's numbers."""
-    regime = found[0].regime
-    what, paper = ("30 and 50", PAPER_STRUCTURED) if regime == "structured" else ("80 and 90", PAPER)
+def _compared(found: Sequence[Row], leader: Sequence[Row]) -> str:
+    """The regime's main table: also how far our own method's rows are ahead, and the paper's numbers."""
+    what, paper = PAPER_OF[found[0].regime]
     by_place = {(row.method, row.ratio): row for row in found}
-    ratios = _ratios(found)
-    extra = {f"{100 * r:g} %: {OWN} ahead by": lambda m, r=r: _ahead(by_place.get((OWN, r)), by_place.get((m, r)))
-             for r in ratios}  # fmt: skip
-    extra[f"paper, {what} %"] = lambda method: " and ".join(f"{value:.1f}" for value in paper.get(method, ()))
-    return _table(title, found, extra)
+    own = {row.ratio: row for row in leader}
+    extra = {f"{100 * r:g} %: {OWN} ahead by": lambda m, r=r: _ahead(own.get(r), by_place.get((m, r)))
+             for r in _ratios(found)}  # fmt: skip
+    if what:
+        extra[f"paper, {what} %"] = lambda method: " and ".join(f"{value:.1f}" for value in paper.get(method, ()))
+    return _table("mAP after training", found, extra)
 
 
 def _table(title: str, found: Sequence[Row], extra: Mapping[str, Callable[[str], str]] | None = None) -> str:
@@ -111,6 +129,25 @@ def _table(title: str, found: Sequence[Row], extra: Mapping[str, Callable[[str],
         cells += [text(method) for text in extra.values()]
         lines.append(f"| {method} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def _shares(results: Sequence[Result]) -> str:
+    """What a method leaves of every branch, means over the seeds."""
+    kept: dict[str, dict[float, list[Mapping[str, float]]]] = {}
+    for result in results:
+        if result["kept"]:
+            kept.setdefault(result["method"], {}).setdefault(result["ratio"], []).append(result["kept"])
+    ratios = sorted({ratio for of_method in kept.values() for ratio in of_method})
+    title = f"kept of {', '.join(BRANCHES)}, %"
+    lines = [f"| {title} | {' | '.join(f'{100 * ratio:g} %' for ratio in ratios)} |", "|" + "---|" * (1 + len(ratios))]
+    for method, of_method in kept.items():
+        cells = (_mean_shares(of_method.get(ratio, [])) for ratio in ratios)
+        lines.append(f"| {method} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _mean_shares(seeds: Sequence[Mapping[str, float]]) -> str:
+    return ", ".join(f"{100 * mean(seed[branch] for seed in seeds):.1f}" for branch in BRANCHES) if seeds else ""
 
 
 def _ratios(found: Sequence[Row]) -> list[float]:
