@@ -1,4 +1,4 @@
-"""docs/experiment.png: mAP against what is removed, a panel per regime, a line per method of the table."""
+"""docs/experiment.png, which `recipes.experiment.tables` draws: mAP against what is removed, a panel per regime."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from matplotlib.figure import Figure
 from fastalter.artifacts import atomic_path
 from fastalter.comparison import DENSE, Result, Row, rows
 from recipes.experiment.methods import MAIN
-from recipes.experiment.page import DENSE_OF, PAGE
+from recipes.experiment.page import DENSE_OF
 from recipes.experiment.regimes import at_load, structured, trained
 
-PICTURE = PAGE.parent / "experiment.png"
+PICTURE = "experiment.png"
 PANELS = {trained().name: "weights", at_load().name: "weights", structured().name: "FLOPs"}
 """Regime -> what its ratio is a share of."""
 
@@ -32,7 +32,7 @@ STYLES = {
 OTHERS = {"altermoma-paper": "s", "synflow": "*", "random": "."}
 
 
-def draw(results: Sequence[Result], path: Path = PICTURE) -> None:
+def draw(results: Sequence[Result], path: Path) -> None:
     """Write the picture whole or not at all: means over the seeds, bars of one sample standard deviation."""
     found = rows(results)
     figure = Figure(figsize=(12, 4.6), dpi=110, layout="constrained")

@@ -13,7 +13,7 @@ from fastalter.comparison import DENSE, Result, Row, paired, read_results, rows
 from fastalter.comparison.document import write_document
 from recipes.experiment.__main__ import RESULTS
 from recipes.experiment.page import DENSE_OF, PAGE, write_block
-from recipes.experiment.picture import draw
+from recipes.experiment.picture import PICTURE, draw
 
 BEGIN, END = "<!-- experiment: begin -->", "<!-- experiment: end -->"
 ORDER = ("trained", "trained longer", "at load", "structured")
@@ -48,10 +48,10 @@ def main(
     results: Annotated[Path, typer.Option(help="The finished cells.")] = RESULTS,
     page: Annotated[Path, typer.Option(help="The page whose block is written anew.")] = PAGE,
 ) -> None:
-    """Write the block between the markers of the page, the picture, and comparison.json beside the cells."""
+    """Write the block between the markers of the page, the picture beside it, and comparison.json beside the cells."""
     found = read_results(results)
     write_block(page, BEGIN, END, block(found))
-    draw(found)
+    draw(found, page.parent / PICTURE)
     write_document(results / "comparison.json", found)
 
 
@@ -135,7 +135,7 @@ def _shares(results: Sequence[Result]) -> str:
     """What a method leaves of every branch, means over the seeds."""
     kept: dict[str, dict[float, list[Mapping[str, float]]]] = {}
     for result in results:
-        if result["kept"]:
+        if result.get("kept"):
             kept.setdefault(result["method"], {}).setdefault(result["ratio"], []).append(result["kept"])
     ratios = sorted({ratio for of_method in kept.values() for ratio in of_method})
     title = f"kept of {', '.join(BRANCHES)}, %"

@@ -79,7 +79,10 @@ def test_the_block_is_written_anew_and_the_rest_of_the_page_stays(tmp_path, monk
     own = [result("modalfisher", 0.6), result("modalfisher", 0.64, seed=1)]
     found = [*own, result("snip", 0.5), result("snip", 0.52, seed=1)]
     found.append(result("dense", 0.7))
+    found.append({**result("snip", 0.55), "regime": "trained longer"})
     found[2] |= {"dropped": {"camera": {"mean_ap": 0.12, "nd_score": 0.1}}}
+    found[2] |= {"kept": {"camera": 0.02, "lidar": 0.1, "fusion": 0.5}}
+    found[3] |= {"kept": {"camera": 0.04, "lidar": 0.2, "fusion": 0.6}}
     (tmp_path / "cells").mkdir()
     monkeypatch.setattr(tables, "read_results", lambda folder: found)
     tables.main(tmp_path / "cells", page)
@@ -91,6 +94,11 @@ def test_the_block_is_written_anew_and_the_rest_of_the_page_stays(tmp_path, monk
     assert "| snip | 51.0 ± 1.4 (2) | +11.0 ± 1.4, p 0.058 | 62.2 and 50.2 |" in text
     assert "| mAP after training, cameras dark | 90 % |\n|---|---|\n| snip | 12.0 (1) |" in text
     assert "LiDAR dark" not in text
+    assert "| kept of camera, lidar, fusion, % | 90 % |\n|---|---|\n| snip | 3.0, 15.0, 55.0 |" in text
+    longer = text.partition("### Regime: trained longer")[2]
+    assert "| snip | 55.0 (1) | +5.0 |" in longer, "the lead is that of the method trained as it always is"
+    assert "not pruned" not in longer.lower()
+    assert (tmp_path / "experiment.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "cells" / "comparison.json").exists()
 
 
