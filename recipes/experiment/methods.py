@@ -41,8 +41,8 @@ CONTROLS = [
     Method("deci of other batches for reri", other_batches_in_place_of_reri),
 ]
 
-TRAINED_LONGER = [method for method in MAIN if method.name in ("deci", "snip", "prospr")]
-"""The nearest to `modalfisher`, for the regime that gives them its training steps as well."""
+TRAINED_LONGER = [method for method in MAIN if method.name in ("deci", "snip", "prospr", "modalfisher")]
+"""`modalfisher` and the nearest to it, for the regime that gives them its training steps as well."""
 
 STRUCTURED = [method for method in MAIN if method.name in ("altermoma", "deci", "prospr", "magnitude", "modalfisher")]
 """On channels: what the paper's structured table compares, `deci`, which is `altermoma` without ReRI, and our own."""

@@ -22,8 +22,8 @@ OWN = "modalfisher"
 """The method whose lead over each other one is shown."""
 FOLDED = "<details><summary>More of this regime: NDS, before training, what stays</summary>\n\n{}\n</details>\n"
 BRANCHES = ("camera", "lidar", "fusion")
-LEADER_OF = {"trained longer": "trained"}
-"""Regimes that our own method is not run in: its lead is that of its cells in another one."""
+ALSO_AGAINST = {"trained longer": "trained"}
+"""Regimes whose rows also stand beside our own method's in another: what it has with the same steps in all."""
 
 PAPER = {
     "altermoma": (67.3, 63.5),
@@ -71,8 +71,8 @@ def block(results: Sequence[Result]) -> str:
     parts = []
     for regime in regimes:
         of_regime = [row for row in after if row.regime == regime]
-        leader = [row for row in after if row.regime == LEADER_OF.get(regime, regime) and row.method == OWN]
-        parts.append(f"### Regime: {regime}\n\n{_dense(after, regime)}{_compared(of_regime, leader)}")
+        own = [row for row in after if row.method == OWN]
+        parts.append(f"### Regime: {regime}\n\n{_dense(after, regime)}{_compared(of_regime, own)}")
         rest = [
             _table(title, chosen)
             for title, table in others.items()
@@ -104,16 +104,24 @@ def _dense(found: Sequence[Row], regime: str) -> str:
     return f"Not pruned, same training: mAP {_cell(dense[0])}.\n\n" if dense else ""
 
 
-def _compared(found: Sequence[Row], leader: Sequence[Row]) -> str:
+def _compared(found: Sequence[Row], own: Sequence[Row]) -> str:
     """The regime's main table: also how far our own method's rows are ahead, and the paper's numbers."""
-    what, paper = PAPER_OF[found[0].regime]
-    by_place = {(row.method, row.ratio): row for row in found}
-    own = {row.ratio: row for row in leader}
-    extra = {f"{100 * r:g} %: {OWN} ahead by": lambda m, r=r: _ahead(own.get(r), by_place.get((m, r)))
-             for r in _ratios(found)}  # fmt: skip
+    regime = found[0].regime
+    what, paper = PAPER_OF[regime]
+    extra = _leads(found, [row for row in own if row.regime == regime], OWN)
+    if other := ALSO_AGAINST.get(regime):
+        extra |= _leads(found, [row for row in own if row.regime == other], f"{OWN}, {other},")
     if what:
         extra[f"paper, {what} %"] = lambda method: " and ".join(f"{value:.1f}" for value in paper.get(method, ()))
     return _table("mAP after training", found, extra)
+
+
+def _leads(found: Sequence[Row], leader: Sequence[Row], name: str) -> dict[str, Callable[[str], str]]:
+    """A column per ratio: how far the leader's row is ahead of each method's; none where it has no row."""
+    by_place = {(row.method, row.ratio): row for row in found}
+    ahead = {row.ratio: row for row in leader}
+    return {f"{100 * r:g} %: {name} ahead by": lambda m, r=r: _ahead(ahead[r], by_place.get((m, r)))
+            for r in _ratios(found) if r in ahead}  # fmt: skip
 
 
 def _table(title: str, found: Sequence[Row], extra: Mapping[str, Callable[[str], str]] | None = None) -> str:

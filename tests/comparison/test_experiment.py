@@ -53,8 +53,8 @@ def test_no_cell_of_the_table_is_lost_or_there_twice():
     both = {f"{regime}/{method.name}/{ratio}-seed{seed}" for regime in ("trained", "at load") for method in MAIN
             for ratio in (80, 90, 95) for seed in range(3)}  # fmt: skip
     assert {name.replace(" ", "-") for name in both} <= set(names)
-    # with 3 seeds each: 2 dense rows; 3 methods trained longer and 5 of channels, at 2 ratios; controls and ablations
-    assert len(names) == len(both) + 3 * (2 + 3 * 2 + 5 * 2 + len(CONTROLS) + len(ABLATIONS))
+    # with 3 seeds each: 2 dense rows; 4 methods trained longer and 5 of channels, at 2 ratios; controls and ablations
+    assert len(names) == len(both) + 3 * (2 + 4 * 2 + 5 * 2 + len(CONTROLS) + len(ABLATIONS))
 
 
 def test_training_batches_are_made_once_for_all_cells_of_a_seed(monkeypatch):
@@ -96,6 +96,7 @@ def test_the_block_is_written_anew_and_the_rest_of_the_page_stays(tmp_path, monk
     assert "LiDAR dark" not in text
     assert "| kept of camera, lidar, fusion, % | 90 % |\n|---|---|\n| snip | 3.0, 15.0, 55.0 |" in text
     longer = text.partition("### Regime: trained longer")[2]
+    assert "| 90 %: modalfisher, trained, ahead by |\n" in longer
     assert "| snip | 55.0 (1) | +5.0 |" in longer, "the lead is that of the method trained as it always is"
     assert "not pruned" not in longer.lower()
     assert (tmp_path / "experiment.png").read_bytes().startswith(b"\x89PNG")
