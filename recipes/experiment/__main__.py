@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 
 from fastalter.comparison import DENSE, Cell, read_results
-from recipes.experiment.methods import ABLATIONS, CONTROLS, FIRST, MAIN, SECOND, STRUCTURED, TRAINED_LONGER
+from recipes.experiment.methods import ABLATIONS, CONTROLS, FIRST, MAIN, REVERSED, SECOND, STRUCTURED, TRAINED_LONGER
 from recipes.experiment.regimes import at_load, longer, structured, study, trained, use_one_thread, write_splits
 from recipes.experiment.work import run_missing
 from recipes.tiny_checkpoint import WORK, begin
@@ -39,6 +39,8 @@ def cells(seeds: int) -> list[Cell]:
         *((after, ratio, FIRST) for ratio in (0.95, 0.9)),
         *((more, ratio, TRAINED_LONGER) for ratio in (0.95, 0.9)),
         (before, 0.9, CONTROLS),
+        *((regime, 0.95, REVERSED) for regime in (before, after)),
+        (after, 0.9, REVERSED),
         *((small, ratio, STRUCTURED) for ratio in (0.5, 0.3)),
         *((regime, ratio, SECOND) for regime in (after, before) for ratio in (0.95, 0.9)),
         *((regime, 0.8, MAIN) for regime in (before, after)),

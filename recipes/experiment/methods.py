@@ -41,6 +41,9 @@ CONTROLS = [
     Method("deci of other batches for reri", other_batches_in_place_of_reri),
 ]
 
+REVERSED = [method for method in CONTROLS if method.name == "beta -1"]
+"""ReRI added: the control that came out above DeCI, so it stands where DeCI stands."""
+
 TRAINED_LONGER = [method for method in MAIN if method.name in ("deci", "snip", "prospr", "modalfisher")]
 """`modalfisher` and the nearest to it, for the regime that gives them its training steps as well."""
 
