@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from fastalter.artifacts import atomic_path
+from fastalter.comparison import DENSE, Row
 from recipes.experiment.__main__ import ROOT
 
 PAGE = ROOT / "docs" / "results.md"
 DENSE_OF = {"structured": "trained"}
 """Regimes whose unpruned network is that of another one: the same start, trained alike."""
+
+
+def dense_of(found: Sequence[Row], regime: str) -> Row | None:
+    """The row of the network that a regime's pruned ones are compared with, if it is there."""
+    of = DENSE_OF.get(regime, regime)
+    return next((row for row in found if row.regime == of and row.method == DENSE.name), None)
 
 
 def write_block(page: Path, begin: str, end: str, text: str) -> None:

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from fastalter.artifacts import atomic_path
 from fastalter.comparison import DENSE, Result, Row, rows
 from recipes.experiment.methods import MAIN
-from recipes.experiment.page import DENSE_OF
+from recipes.experiment.page import dense_of
 from recipes.experiment.regimes import at_load, structured, trained
 
 PICTURE = "experiment.png"
@@ -39,7 +39,7 @@ def draw(results: Sequence[Result], path: Path) -> None:
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, len(PANELS), sharey=True)
     for axes, (regime, of) in zip(panels, PANELS.items(), strict=True):
-        _panel(axes, regime, of, [row for row in found if row.regime == regime], _dense(found, regime))
+        _panel(axes, regime, of, [row for row in found if row.regime == regime], dense_of(found, regime))
     panels[0].set_ylabel("mAP after training")
     drawn = [pair for axes in panels for pair in zip(*axes.get_legend_handles_labels(), strict=True)]
     entries = {label: handle for handle, label in drawn}
@@ -75,8 +75,3 @@ def _panel(axes: Axes, regime: str, of: str, found: Sequence[Row], dense: Row | 
     axes.set_ylim(bottom=-2)
     axes.grid(axis="y", color="#DDDDDD", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
-
-
-def _dense(found: Sequence[Row], regime: str) -> Row | None:
-    of = DENSE_OF.get(regime, regime)
-    return next((row for row in found if row.regime == of and row.method == DENSE.name), None)

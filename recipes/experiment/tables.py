@@ -12,7 +12,7 @@ import typer
 from fastalter.comparison import DENSE, Result, Row, paired, read_results, rows
 from fastalter.comparison.document import write_document
 from recipes.experiment.__main__ import RESULTS
-from recipes.experiment.page import DENSE_OF, PAGE, write_block
+from recipes.experiment.page import PAGE, dense_of, write_block
 from recipes.experiment.picture import PICTURE, draw
 
 BEGIN, END = "<!-- experiment: begin -->", "<!-- experiment: end -->"
@@ -78,7 +78,8 @@ def block(results: Sequence[Result]) -> str:
             for title, table in others.items()
             if (chosen := [row for row in table if row.regime == regime and row.method != DENSE.name])
         ]
-        rest.append(_shares([result for result in results if result["regime"] == regime]))
+        if pruned := [result for result in results if result["regime"] == regime and result.get("kept")]:
+            rest.append(_shares(pruned))
         parts.append(FOLDED.format("\n".join(rest)))
     commits = sorted({result.get("provenance", {}).get("commit", "")[:12] for result in results})
     hours = sum(sum(result["seconds"].values()) for result in results) / 3600
@@ -99,9 +100,8 @@ def _gone(results: Sequence[Result], budget: str) -> list[Result]:
 
 def _dense(found: Sequence[Row], regime: str) -> str:
     """A paragraph, or nothing where the table has no such network."""
-    of = DENSE_OF.get(regime, regime)
-    dense = [row for row in found if row.regime == of and row.method == DENSE.name]
-    return f"Not pruned, same training: mAP {_cell(dense[0])}.\n\n" if dense else ""
+    dense = dense_of(found, regime)
+    return f"Not pruned, same training: mAP {_cell(dense)}.\n\n" if dense else ""
 
 
 def _compared(found: Sequence[Row], own: Sequence[Row]) -> str:
@@ -140,11 +140,10 @@ def _table(title: str, found: Sequence[Row], extra: Mapping[str, Callable[[str],
 
 
 def _shares(results: Sequence[Result]) -> str:
-    """What a method leaves of every branch, means over the seeds."""
+    """What a method leaves of every branch, means over the seeds; of pruned cells."""
     kept: dict[str, dict[float, list[Mapping[str, float]]]] = {}
     for result in results:
-        if result.get("kept"):
-            kept.setdefault(result["method"], {}).setdefault(result["ratio"], []).append(result["kept"])
+        kept.setdefault(result["method"], {}).setdefault(result["ratio"], []).append(result["kept"])
     ratios = sorted({ratio for of_method in kept.values() for ratio in of_method})
     title = f"kept of {', '.join(BRANCHES)}, %"
     lines = [f"| {title} | {' | '.join(f'{100 * ratio:g} %' for ratio in ratios)} |", "|" + "---|" * (1 + len(ratios))]
