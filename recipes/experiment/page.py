@@ -20,6 +20,11 @@ def dense_of(found: Sequence[Row], regime: str) -> Row | None:
     return next((row for row in found if row.regime == of and row.method == DENSE.name), None)
 
 
+def ratios_of(found: Sequence[Row]) -> list[float]:
+    """What the pruned networks are pruned at, rising."""
+    return sorted({row.ratio for row in found if row.method != DENSE.name})
+
+
 def write_block(page: Path, begin: str, end: str, text: str) -> None:
     """Put `text`, which ends with a newline, between the two marks of a page in place of what is there."""
     before, _, rest = page.read_text(encoding="utf-8").partition(begin)

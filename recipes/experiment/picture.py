@@ -10,9 +10,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from fastalter.artifacts import atomic_path
-from fastalter.comparison import DENSE, Result, Row, rows
+from fastalter.comparison import Result, Row, rows
 from recipes.experiment.methods import MAIN
-from recipes.experiment.page import dense_of
+from recipes.experiment.page import dense_of, ratios_of
 from recipes.experiment.regimes import at_load, structured, trained
 
 PICTURE = "experiment.png"
@@ -50,7 +50,7 @@ def draw(results: Sequence[Result], path: Path) -> None:
 
 
 def _panel(axes: Axes, regime: str, of: str, found: Sequence[Row], dense: Row | None) -> None:
-    ratios = sorted({row.ratio for row in found if row.method != DENSE.name})
+    ratios = ratios_of(found)
     if dense is not None:
         axes.axhline(100 * dense.mean, color="#777777", linewidth=1, linestyle="--", label="not pruned")
     for number, method in enumerate(method.name for method in MAIN):

@@ -12,7 +12,7 @@ import typer
 from fastalter.comparison import DENSE, Result, Row, paired, read_results, rows
 from fastalter.comparison.document import write_document
 from recipes.experiment.__main__ import RESULTS
-from recipes.experiment.page import PAGE, dense_of, write_block
+from recipes.experiment.page import PAGE, dense_of, ratios_of, write_block
 from recipes.experiment.picture import PICTURE, draw
 
 BEGIN, END = "<!-- experiment: begin -->", "<!-- experiment: end -->"
@@ -68,10 +68,10 @@ def block(results: Sequence[Result]) -> str:
     }
     there = dict.fromkeys(row.regime for row in after)
     regimes = sorted(there, key=lambda regime: ORDER.index(regime) if regime in ORDER else len(ORDER))
+    own = [row for row in after if row.method == OWN]
     parts = []
     for regime in regimes:
         of_regime = [row for row in after if row.regime == regime]
-        own = [row for row in after if row.method == OWN]
         parts.append(f"### Regime: {regime}\n\n{_dense(after, regime)}{_compared(of_regime, own)}")
         rest = [
             _table(title, chosen)
@@ -107,7 +107,7 @@ def _dense(found: Sequence[Row], regime: str) -> str:
 def _compared(found: Sequence[Row], own: Sequence[Row]) -> str:
     """The regime's main table: also how far our own method's rows are ahead, and the paper's numbers."""
     regime = found[0].regime
-    what, paper = PAPER_OF[regime]
+    what, paper = PAPER_OF.get(regime, ("", {}))
     extra = _leads(found, [row for row in own if row.regime == regime], OWN)
     if other := ALSO_AGAINST.get(regime):
         extra |= _leads(found, [row for row in own if row.regime == other], f"{OWN}, {other},")
@@ -121,14 +121,14 @@ def _leads(found: Sequence[Row], leader: Sequence[Row], name: str) -> dict[str, 
     by_place = {(row.method, row.ratio): row for row in found}
     ahead = {row.ratio: row for row in leader}
     return {f"{100 * r:g} %: {name} ahead by": lambda m, r=r: _ahead(ahead[r], by_place.get((m, r)))
-            for r in _ratios(found) if r in ahead}  # fmt: skip
+            for r in ratios_of(found) if r in ahead}  # fmt: skip
 
 
 def _table(title: str, found: Sequence[Row], extra: Mapping[str, Callable[[str], str]] | None = None) -> str:
     """A row per method, a column per ratio, and the extra columns: title -> (method -> text)."""
     extra = extra or {}
     pruned = [row for row in found if row.method != DENSE.name]
-    ratios = _ratios(pruned)
+    ratios = ratios_of(pruned)
     heads = [*(f"{100 * ratio:g} %" for ratio in ratios), *extra]
     lines = [f"| {title} | {' | '.join(heads)} |", "|" + "---|" * (1 + len(heads))]
     by_place = {(row.method, row.ratio): row for row in pruned}
@@ -155,10 +155,6 @@ def _shares(results: Sequence[Result]) -> str:
 
 def _mean_shares(seeds: Sequence[Mapping[str, float]]) -> str:
     return ", ".join(f"{100 * mean(seed[branch] for seed in seeds):.1f}" for branch in BRANCHES) if seeds else ""
-
-
-def _ratios(found: Sequence[Row]) -> list[float]:
-    return sorted({row.ratio for row in found if row.method != DENSE.name})
 
 
 def _cell(row: Row | None) -> str:
