@@ -15,6 +15,7 @@ from fastalter.artifacts import atomic_path, sha256
 from fastalter.checkpoint import save_checkpoint
 from fastalter.models.bevfusion import BEVFusion
 from fastalter.report.environment import gather
+from fastalter.report.plot import COLOURS
 
 COMMAND = "make tiny-checkpoint"
 NAME = "bevfusion_tiny"
@@ -74,13 +75,12 @@ def write_log(path: Path, logs: dict[str, list[dict[str, float]]]) -> None:
 def draw_losses(path: Path, logs: dict[str, list[dict[str, float]]]) -> None:
     """A panel per loss, a line per training."""
     names = [key for key in next(iter(logs.values()))[0] if key.startswith("loss_") and key != "loss_depth"]
-    colours = {"camera": "#0072B2", "lidar": "#E69F00", "fusion": "#009E73"}
     figure = Figure(figsize=(3.6 * len(names), 3.2), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     for index, name in enumerate(names):
         axes = figure.add_subplot(1, len(names), index + 1)
         for part, rows in logs.items():
-            axes.plot([row["step"] for row in rows], [row[name] for row in rows], label=part, color=colours[part])
+            axes.plot([row["step"] for row in rows], [row[name] for row in rows], label=part, color=COLOURS[part])
         axes.set(title=name, xlabel="step", ylim=(0, None))
         axes.grid(alpha=0.3)
     figure.axes[0].legend()

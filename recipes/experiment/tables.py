@@ -126,41 +126,36 @@ def _leads(found: Sequence[Row], leader: Sequence[Row], name: str) -> dict[str, 
 
 def _table(title: str, found: Sequence[Row], extra: Mapping[str, Callable[[str], str]] | None = None) -> str:
     """A row per method, a column per ratio, and the extra columns: title -> (method -> text)."""
-    extra = extra or {}
-    pruned = [row for row in found if row.method != DENSE.name]
-    ratios = ratios_of(pruned)
-    heads = [*(f"{100 * ratio:g} %" for ratio in ratios), *extra]
-    lines = [f"| {title} | {' | '.join(heads)} |", "|" + "---|" * (1 + len(heads))]
-    by_place = {(row.method, row.ratio): row for row in pruned}
-    for method in dict.fromkeys(row.method for row in pruned):
-        cells = [_cell(by_place.get((method, ratio))) for ratio in ratios]
-        cells += [text(method) for text in extra.values()]
-        lines.append(f"| {method} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+    pruned = {(row.method, row.ratio): row for row in found if row.method != DENSE.name}
+    return _layout(title, {place: _cell(row) for place, row in pruned.items()}, extra or {})
 
 
 def _shares(results: Sequence[Result]) -> str:
     """What a method leaves of every branch, means over the seeds; of pruned cells."""
-    kept: dict[str, dict[float, list[Mapping[str, float]]]] = {}
+    seeds: dict[tuple[str, float], list[Mapping[str, float]]] = {}
     for result in results:
-        kept.setdefault(result["method"], {}).setdefault(result["ratio"], []).append(result["kept"])
-    ratios = sorted({ratio for of_method in kept.values() for ratio in of_method})
-    title = f"kept of {', '.join(BRANCHES)}, %"
-    lines = [f"| {title} | {' | '.join(f'{100 * ratio:g} %' for ratio in ratios)} |", "|" + "---|" * (1 + len(ratios))]
-    for method, of_method in kept.items():
-        cells = (_mean_shares(of_method.get(ratio, [])) for ratio in ratios)
-        lines.append(f"| {method} | {' | '.join(cells)} |")
+        seeds.setdefault((result["method"], result["ratio"]), []).append(result["kept"])
+    cells = {place: _mean_shares(kept) for place, kept in seeds.items()}
+    return _layout(f"kept of {', '.join(BRANCHES)}, %", cells, {})
+
+
+def _layout(title: str, cells: Mapping[tuple[str, float], str], extra: Mapping[str, Callable[[str], str]]) -> str:
+    """The markdown of a table: (method, ratio) -> text, methods in the order in which they come."""
+    ratios = sorted({ratio for _, ratio in cells})
+    heads = [*(f"{100 * ratio:g} %" for ratio in ratios), *extra]
+    lines = [f"| {title} | {' | '.join(heads)} |", "|" + "---|" * (1 + len(heads))]
+    for method in dict.fromkeys(method for method, _ in cells):
+        texts = [*(cells.get((method, ratio), "") for ratio in ratios), *(text(method) for text in extra.values())]
+        lines.append(f"| {method} | {' | '.join(texts)} |")
     return "\n".join(lines) + "\n"
 
 
 def _mean_shares(seeds: Sequence[Mapping[str, float]]) -> str:
-    return ", ".join(f"{100 * mean(seed[branch] for seed in seeds):.1f}" for branch in BRANCHES) if seeds else ""
+    return ", ".join(f"{100 * mean(seed[branch] for seed in seeds):.1f}" for branch in BRANCHES)
 
 
-def _cell(row: Row | None) -> str:
+def _cell(row: Row) -> str:
     """Mean and spread in points of mAP, and the number of seeds."""
-    if row is None:
-        return ""
     spread = "" if row.spread is None else f" ± {100 * row.spread:.1f}"
     return f"{100 * row.mean:.1f}{spread} ({len(row.values)})"
 
