@@ -5,6 +5,7 @@ from __future__ import annotations
 from fastalter.altermoma import Reactivation
 from fastalter.comparison import Method
 from recipes.experiment.controls import other_batches_in_place_of_reri
+from recipes.experiment.trials import reactivated_fisher
 
 B = 5
 LR = 1e-4
@@ -78,5 +79,14 @@ TUNED = [
             "share 0.5": {"share": 0.5},
         }.items()
     ),
+    *(
+        Method(f"reactivated fisher {what}", reactivated_fisher, settings=settings)
+        for what, settings in {
+            "share 0.2": {},
+            "share 0.5": {"share": 0.5},
+            "lr 0.01": {"lr": 1e-2},
+            "not squared": {"squares": False},
+        }.items()
+    ),
 ]
-"""What `python -m recipes.experiment.tuning` runs: each method's own knob, three values of it or more."""
+"""What `python -m recipes.experiment.tuning` runs: each method's own knob, three values of it or more; and trials."""
