@@ -16,8 +16,27 @@ from typing import Annotated
 import typer
 
 from fastalter.comparison import DENSE, Cell, read_results
-from recipes.experiment.methods import ABLATIONS, CONTROLS, FIRST, MAIN, REVERSED, SECOND, STRUCTURED, TRAINED_LONGER
-from recipes.experiment.regimes import at_load, longer, structured, study, trained, use_one_thread, write_splits
+from recipes.experiment.methods import (
+    ABLATIONS,
+    AT_LOAD_LONGER,
+    CONTROLS,
+    FIRST,
+    MAIN,
+    REVERSED,
+    SECOND,
+    STRUCTURED,
+    TRAINED_LONGER,
+)
+from recipes.experiment.regimes import (
+    at_load,
+    at_load_longer,
+    longer,
+    structured,
+    study,
+    trained,
+    use_one_thread,
+    write_splits,
+)
 from recipes.experiment.work import run_missing
 from recipes.tiny_checkpoint import WORK, begin
 
@@ -32,8 +51,8 @@ def cells(seeds: int) -> list[Cell]:
 
     The ratios of the structured regime are shares of FLOPs, those of all others shares of weights.
     """
-    before, after, more, small = trained(), at_load(), longer(), structured()
-    table = [Cell(regime, DENSE, 0.0, seed) for regime in (before, after) for seed in range(seeds)]
+    before, after, more, small, after_more = trained(), at_load(), longer(), structured(), at_load_longer()
+    table = [Cell(regime, DENSE, 0.0, seed) for regime in (before, after, after_more) for seed in range(seeds)]
     for regime, ratio, methods in (
         *((before, ratio, FIRST) for ratio in (0.95, 0.9)),
         *((after, ratio, FIRST) for ratio in (0.95, 0.9)),
@@ -45,6 +64,7 @@ def cells(seeds: int) -> list[Cell]:
         *((regime, ratio, SECOND) for regime in (after, before) for ratio in (0.95, 0.9)),
         *((regime, 0.8, MAIN) for regime in (before, after)),
         (before, 0.9, ABLATIONS),
+        (after_more, 0.9, AT_LOAD_LONGER),
     ):
         table += [Cell(regime, method, ratio, seed) for seed in range(seeds) for method in methods]
     return table

@@ -48,6 +48,9 @@ REVERSED = [method for method in CONTROLS if method.name == "beta -1"]
 TRAINED_LONGER = [method for method in MAIN if method.name in ("deci", "snip", "prospr", "modalfisher")]
 """`modalfisher` and the nearest to it, for the regime that gives them its training steps as well."""
 
+AT_LOAD_LONGER = [method for method in MAIN if method.name not in ("magnitude", "imp", "synflow", "random")]
+"""Those that keep a network at load, for the regime in which it comes to use its cameras."""
+
 STRUCTURED = [method for method in MAIN if method.name in ("altermoma", "deci", "prospr", "magnitude", "modalfisher")]
 """On channels: what the paper's structured table compares, `deci`, which is `altermoma` without ReRI, and our own."""
 
