@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastalter.altermoma import Reactivation
 from fastalter.comparison import Method
 from recipes.experiment.controls import other_batches_in_place_of_reri
-from recipes.experiment.trials import reactivated_fisher
+from recipes.experiment.trials import alternating_fisher, reactivated_fisher
 
 B = 5
 LR = 1e-4
@@ -64,6 +64,10 @@ ABLATIONS = [
     _altermoma("B 2", batches=2),
 ]
 
+ALTERNATING = [
+    Method(f"alternating fisher share {share:g}", alternating_fisher, settings={"share": share}) for share in (0.2, 0.5)
+]
+
 TUNED = [
     Method("deci", "deci"),
     Method("snip", "snip"),
@@ -91,5 +95,13 @@ TUNED = [
             "not squared": {"squares": False},
         }.items()
     ),
+    *ALTERNATING,
 ]
 """What `python -m recipes.experiment.tuning` runs: each method's own knob, three values of it or more; and trials."""
+
+TUNED_AT_LOAD = [
+    Method("snip", "snip"),
+    *(Method(f"modalfisher share {share:g}", "modalfisher", settings={"share": share}) for share in (0.2, 0.5)),
+    *ALTERNATING,
+]
+"""What it runs at load: whether our own's masked states, and steps that are masked too, keep more of the cameras."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import cycle
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from fastalter.altermoma import Gradients, SharedPasses, Stage
+from fastalter.altermoma import Backward, Gradients, SharedPasses, Stage
 from fastalter.altermoma.reactivation import sgd_step
 from fastalter.criteria import Problem, Ranking
 from fastalter.criteria.gradients import backward_of, first_batches
@@ -26,12 +28,34 @@ def reactivated_fisher(problem: Problem, *, share: float = 0.2, lr: float = 1e-4
     theta_B comes of a step of plain SGD with rate `lr` on every batch of D with m masked, what is gone held at zero,
     anew in every round. squares=False takes ReRI itself, abs(theta_i E_b[g_b - g_b at theta_B]).
     """
-    backward = backward_of(problem)
     removal = Removal(problem.layout, problem.options.ratio, ROUNDS)
-    training = HeldTraining("reactivated_fisher", problem, backward, removal)
+    training = HeldTraining("reactivated_fisher", problem, backward_of(problem), removal)
     states = _Reactivated(problem, training, lr)
+    return _in_rounds(problem, removal, training, states, share, squares=squares)
+
+
+@for_one_ratio
+def alternating_fisher(problem: Problem, *, share: float = 0.2) -> Ranking:
+    """`modalfisher`, but the steps between its rounds alternate: nothing masked, then each branch masked, in turn.
+
+    So each sensor learns to do without the other before F_m asks what it does then.
+    """
+    removal = Removal(problem.layout, problem.options.ratio, ROUNDS)
+    states = _Masked(problem)
+    training = HeldTraining("alternating_fisher", problem, _Alternating(problem, states.passes), removal)
+    return _in_rounds(problem, removal, training, states, share)
+
+
+class _States(Protocol):
+    def gradients(self) -> Iterator[tuple[Stage, Gradients]]:
+        """What a state, nothing masked or a branch, puts into its importance; batch by batch."""
+
+
+def _in_rounds(
+    problem: Problem, removal: Removal, training: HeldTraining, states: _States, share: float, *, squares: bool = True
+) -> Ranking:
     for done in range(ROUNDS):
-        problem.progress("reactivated_fisher", done, ROUNDS)
+        problem.progress("rounds", done, ROUNDS)
         score = removal.next(_score(problem, states, share, squares=squares))
         training.hold()
         if removal.round < ROUNDS:
@@ -39,7 +63,7 @@ def reactivated_fisher(problem: Problem, *, share: float = 0.2, lr: float = 1e-4
     return Ranking(removal.layout, score)
 
 
-def _score(problem: Problem, states: _Reactivated, share: float, *, squares: bool) -> Tensor:
+def _score(problem: Problem, states: _States, share: float, *, squares: bool) -> Tensor:
     """S [N] of what is left: a weight that is gone is zero, so its score is."""
     arena = problem.arena()
     sums = {stage: arena.accumulator(skip=stage) for stage in (None, *problem.fusion.branches)}
@@ -55,6 +79,37 @@ def _score(problem: Problem, states: _Reactivated, share: float, *, squares: boo
         weight = 1 - share if stage is None else share / len(problem.fusion.branches)
         score += importance * (weight / (float(importance.sum(dtype=torch.float64)) or 1.0))
     return score
+
+
+class _Masked:
+    """Per batch: the gradients with nothing masked, and with each branch masked."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.passes = SharedPasses(problem.fusion, problem.weights, problem.clock, problem.options.seed)
+        self._problem = problem
+
+    def gradients(self) -> Iterator[tuple[Stage, Gradients]]:
+        for index, batch in self._problem.batches:
+            yield from self.passes.at_theta_init(index, batch)
+
+
+class _Alternating(Backward):
+    """Gradients of one step after the other, with nothing masked, then each branch in turn."""
+
+    def __init__(self, problem: Problem, passes: SharedPasses) -> None:
+        super().__init__(problem.fusion, problem.weights, problem.clock, problem.options.seed)
+        self._passes = passes
+        self._masks = cycle([None, *problem.fusion.branches])
+
+    def loss(self, index: int, batch: Any, stage: Stage) -> Tensor:
+        self._step = next(self._masks), index, batch
+        return super().loss(index, batch, stage) if self._step[0] is None else torch.tensor(0.0)
+
+    def gradients(self, loss: Tensor, names: list[str], *, retain_graph: bool = False) -> Gradients:
+        masked, index, batch = self._step
+        if masked is not None:
+            return self._passes.masked(masked, index, batch)
+        return super().gradients(loss, names, retain_graph=retain_graph)
 
 
 class _Reactivated:

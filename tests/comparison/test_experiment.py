@@ -15,7 +15,7 @@ from fastalter.comparison.cell import Cell
 from recipes.experiment import regimes, tables, tuning
 from recipes.experiment.__main__ import cells
 from recipes.experiment.controls import other_batches_in_place_of_reri
-from recipes.experiment.methods import ABLATIONS, CONTROLS, MAIN, TUNED
+from recipes.experiment.methods import ABLATIONS, CONTROLS, MAIN, TUNED, TUNED_AT_LOAD
 from recipes.experiment.regimes import kept_batches
 from recipes.experiment.work import claimed
 from tests.comparison.made import regime, result
@@ -40,7 +40,7 @@ def test_the_claim_of_a_process_that_is_gone_does_not_count(tmp_path):
         assert mine
 
 
-@pytest.mark.parametrize("methods", [[DENSE, *MAIN, *CONTROLS, *ABLATIONS], TUNED])
+@pytest.mark.parametrize("methods", [[DENSE, *MAIN, *CONTROLS, *ABLATIONS], TUNED, TUNED_AT_LOAD])
 def test_every_method_has_a_file_of_its_own(methods):
     names = {Cell(regime(), method, 0.9, 0).name for method in methods}
     assert len(names) == len(methods)
@@ -109,8 +109,11 @@ def test_what_is_tuned_is_shown_best_first(tmp_path):
     for name, mean_ap in (("prospr lr 0.1", 0.3), ("imp lr 0.001", 0.4)):
         method = replace(MAIN[0], name=name)
         Cell(regime(), method, 0.95, tuning.SEED).write(tmp_path, {**result(name, mean_ap), "before": before})
-    shown = [line.split(" | ")[0] for line in tuning.table(tmp_path).splitlines()[2:]]
-    assert shown == ["| imp lr 0.001", "| prospr lr 0.1"]
+    of_load = {**result("snip", 0.5), "regime": "at load longer", "before": None}
+    Cell(regime(name="at load longer"), replace(MAIN[0], name="snip"), 0.9, tuning.SEED).write(tmp_path, of_load)
+    shown = [line.split(" | ")[:3] for line in tuning.table(tmp_path).splitlines()[2:]]
+    assert shown == [["| trained, 90 %", "imp lr 0.001", "10.0"], ["| trained, 90 %", "prospr lr 0.1", "10.0"],
+                     ["| at load longer, 90 %", "snip", ""]]  # fmt: skip
 
 
 def test_the_control_is_the_difference_of_deci_on_two_halves():

@@ -7,10 +7,13 @@ import copy
 import pytest
 import torch
 
+from fastalter.training import TrainOptions
+from fastalter.training.schedule import make_optimizer
 from recipes.experiment import trials
-from recipes.experiment.trials import reactivated_fisher
+from recipes.experiment.trials import alternating_fisher, reactivated_fisher
 from tests.altermoma.oracle import gradients, mode
 from tests.criteria.cases import Case, assert_close, highest
+from tests.criteria.test_against_oracles import fisher
 
 LR = 0.05
 
@@ -67,3 +70,33 @@ def test_reactivation_leaves_no_trace_in_the_rounds():
     plain = case.score("modalfisher", settings={"share": 0.0}, ratio=0.7)
     assert torch.equal(ours.mask(0.7).bits, plain.mask(0.7).bits)
     assert_close(ours, {name: plain[name] for name in plain})
+
+
+def test_the_steps_between_the_rounds_take_the_masks_in_turn(monkeypatch):
+    monkeypatch.setattr(trials, "ROUNDS", 2)
+    case = Case("small")
+    scores = case.score(alternating_fisher, settings={"share": 0.5}, ratio=0.7)
+    net = mode(copy.deepcopy(case.net), "train")
+    alive = {name: torch.ones_like(p, dtype=torch.bool) for name, p in case.prunable(net).items()}
+    for done in (1, 2):
+        now, camera, lidar = (fisher(case, net, alive, masked) for masked in (None, "camera", "lidar"))
+        expected = {name: 0.5 * now[name] + 0.25 * (camera[name] + lidar[name]) for name in now}
+        alive = highest(expected, alive, round(scores.flat.numel() * 0.3 ** (done / 2)))
+        if done == 1:
+            _train_in_turn(case, net, alive)
+    scores.flat.clamp_(min=0)
+    assert_close(scores, {name: value * (value > 0) for name, value in expected.items()})
+
+
+def _train_in_turn(case, net, alive):
+    """Steps with nothing, the camera and the LiDAR masked, in turn; a branch that is masked is not stepped."""
+    for name, parameter in case.prunable(net).items():
+        parameter.data.mul_(alive[name])
+    optimizer, _ = make_optimizer(net, TrainOptions(steps=trials.STEPS, lr=trials.LR, schedule="constant"))
+    for step in range(trials.STEPS):
+        masked = (None, "camera", "lidar")[step % 3]
+        gone = [name for name, _ in net.named_parameters() if masked and name.startswith(f"backbones.{masked}.")]
+        found = gradients(net, case.loss, [case.batches[step % len(case.batches)]], gone, "train")
+        for name, parameter in net.named_parameters():
+            parameter.grad = None if name in gone else found[name] * alive.get(name, 1)
+        optimizer.step()
