@@ -7,7 +7,7 @@ from itertools import cycle
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastalter.altermoma import Backward, Gradients, SharedPasses, Stage
 from fastalter.altermoma.reactivation import sgd_step
@@ -16,6 +16,7 @@ from fastalter.criteria.gradients import backward_of, first_batches
 from fastalter.criteria.held import HeldTraining
 from fastalter.criteria.problem import for_one_ratio
 from fastalter.criteria.removal import Removal
+from fastalter.fusion.preserve import Snapshot
 
 ROUNDS, STEPS, LR = 5, 10, 1e-3
 """Those of modalfisher."""
@@ -124,9 +125,8 @@ class _Reactivated:
 
     def gradients(self) -> Iterator[tuple[Stage, Gradients]]:
         """Parameters and buffers are as they were when it is through."""
-        model = self._problem.fusion.model
         start: dict[str, list[Gradients]] = {branch: [] for branch in self._problem.fusion.branches}
-        before = _values(model)
+        before = Snapshot(self._problem.fusion.model)
         for index, batch in self._problem.batches:
             for stage, found in self._passes.at_theta_init(index, batch):
                 if stage is None:
@@ -140,14 +140,4 @@ class _Reactivated:
             for index, batch in self._problem.batches:
                 end = self._passes.masked(branch, index, batch)
                 yield branch, {name: first[index][name] - gradient for name, gradient in end.items()}
-            _put_back(model, before)
-
-
-def _values(model: nn.Module) -> dict[str, Tensor]:
-    return {name: value.detach().clone() for name, value in (*model.named_parameters(), *model.named_buffers())}
-
-
-@torch.no_grad()
-def _put_back(model: nn.Module, values: dict[str, Tensor]) -> None:
-    for name, value in (*model.named_parameters(), *model.named_buffers()):
-        value.copy_(values[name])
+            before.restore_tensors()
