@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from torch import Tensor
 
 from fastalter import ops
-from fastalter.altermoma import Backward
+from fastalter.altermoma import Backward, Gradients
 from fastalter.criteria.gradients import first_batches
 from fastalter.criteria.problem import Problem
 from fastalter.criteria.removal import Removal
@@ -45,9 +46,7 @@ class HeldTraining:
         optimizer, _ = make_optimizer(self._problem.fusion.model, TrainOptions(steps=steps, lr=lr, schedule="constant"))
         for step, (index, batch) in enumerate(first_batches(self._problem, steps), 1):
             try:
-                gradients = self._backward.gradients(
-                    self._backward.loss(index, batch, None), self._backward.names(None)
-                )
+                gradients = self.gradients(index, batch)
             except ScoringError as error:
                 where = f"{self._criterion}, round {self._removal.round + 1}, step {step}"
                 raise ScoringError(f"{where}: {error}; or lower lr") from error
@@ -59,6 +58,10 @@ class HeldTraining:
                 weight.parameter.grad = gradients.get(name)
             optimizer.step()
             stepped()
+
+    def gradients(self, index: int, batch: Any) -> Gradients:
+        """What a step follows: dL/dtheta with nothing masked."""
+        return self._backward.gradients(self._backward.loss(index, batch, None), self._backward.names(None))
 
     def _zero(self, by_weight: Mapping[str, Tensor]) -> None:
         bits = self._removal.bits

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from fastalter.altermoma import Backward, Gradients, SharedPasses, Stage
+from fastalter.altermoma import Gradients, SharedPasses, Stage
 from fastalter.altermoma.reactivation import sgd_step
 from fastalter.criteria import Problem, Ranking
 from fastalter.criteria.gradients import backward_of, first_batches
@@ -43,7 +43,7 @@ def alternating_fisher(problem: Problem, *, share: float = 0.2) -> Ranking:
     """
     removal = Removal(problem.layout, problem.options.ratio, ROUNDS)
     states = _Masked(problem)
-    training = HeldTraining("alternating_fisher", problem, _Alternating(problem, states.passes), removal)
+    training = _AlternatingTraining(problem, removal, states.passes)
     return _in_rounds(problem, removal, training, states, share)
 
 
@@ -94,23 +94,17 @@ class _Masked:
             yield from self.passes.at_theta_init(index, batch)
 
 
-class _Alternating(Backward):
-    """Gradients of one step after the other, with nothing masked, then each branch in turn."""
+class _AlternatingTraining(HeldTraining):
+    """Takes its steps with nothing masked, then each branch, in turn."""
 
-    def __init__(self, problem: Problem, passes: SharedPasses) -> None:
-        super().__init__(problem.fusion, problem.weights, problem.clock, problem.options.seed)
+    def __init__(self, problem: Problem, removal: Removal, passes: SharedPasses) -> None:
+        super().__init__("alternating_fisher", problem, backward_of(problem), removal)
         self._passes = passes
         self._masks = cycle([None, *problem.fusion.branches])
 
-    def loss(self, index: int, batch: Any, stage: Stage) -> Tensor:
-        self._step = next(self._masks), index, batch
-        return super().loss(index, batch, stage) if self._step[0] is None else torch.tensor(0.0)
-
-    def gradients(self, loss: Tensor, names: list[str], *, retain_graph: bool = False) -> Gradients:
-        masked, index, batch = self._step
-        if masked is not None:
-            return self._passes.masked(masked, index, batch)
-        return super().gradients(loss, names, retain_graph=retain_graph)
+    def gradients(self, index: int, batch: Any) -> Gradients:
+        masked = next(self._masks)
+        return super().gradients(index, batch) if masked is None else self._passes.masked(masked, index, batch)
 
 
 class _Reactivated:
