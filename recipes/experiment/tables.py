@@ -16,8 +16,6 @@ from recipes.experiment.page import PAGE, dense_of, ratios_of, write_block
 from recipes.experiment.picture import PICTURE, draw
 
 BEGIN, END = "<!-- experiment: begin -->", "<!-- experiment: end -->"
-ORDER = ("trained", "trained longer", "at load", "at load longer", "structured")
-"""Of the regimes on the page."""
 OWN = "modalfisher"
 """The method whose lead over each other one is shown."""
 FOLDED = "<details><summary>More of this regime: NDS, before training, what stays</summary>\n\n{}\n</details>\n"
@@ -43,6 +41,8 @@ PAPER_OF: Mapping[str, tuple[str, Mapping[str, tuple[float, float]]]] = {
     "structured": ("30 and 50", PAPER_STRUCTURED),
 }
 """Regime -> what the paper's two numbers stand at, and the numbers. It prunes at load."""
+ORDER = list(PAPER_OF)
+"""Of the regimes on the page."""
 
 
 def main(
